@@ -1,8 +1,8 @@
 """The victim models: the small image classifiers on which the published systems were measured.
 
 They are plain `nn.Module`s with PyTorch's usual layer names, one ReLU module per use, so that capture and
-quantization see clean graphs. Parameter counts at the papers' input sizes: `vgg7` 54,010 (1x28x28, 10
-classes); `alexnet` 2,495,396, `vgg11` 9,539,940, `vgg16` 15,037,092 and `resnet20` 278,324 (3x32x32, 100 classes).
+quantization see clean graphs. Parameter counts at the papers' input sizes: `vgg7` 54,010 (1x28x28 and 10
+classes); `alexnet` 2,495,396, `vgg11` 9,539,940, `vgg16` 15,037,092, `resnet20` 278,324 (3x32x32 and 100).
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(n_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,9 +203,7 @@ def _check(name: str, shape: tuple[int, ...], n_classes: int, seed: int) -> None
     if len(shape) != 3:
         problems.append(f"an input shape (channels, height, width), but got {tuple(shape)}")
     elif shape[0] < 1 or not all(_MIN_SIDE <= side <= _MAX_SIDE for side in shape[1:]):
-        problems.append(
-            f"at least one channel and sides in [{_MIN_SIDE}, {_MAX_SIDE}], but got {tuple(shape)}"
-        )
+        problems.append(f"at least one channel and sides in [{_MIN_SIDE}, {_MAX_SIDE}], but got {tuple(shape)}")
     if n_classes < 2:
         problems.append(f"at least 2 classes, but got {n_classes}")
     if not 0 <= seed < 2**63:
