@@ -1,1 +1,55 @@
-"""Cloister keeps the part of a neural network that remembers its training data inside an enclave."""
+"""Cloister keeps the part of a neural network that remembers its training data inside an enclave.
+
+The names below are loaded when they are first used: a device that only runs bundles needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cloister.errors import CloisterError
+
+if TYPE_CHECKING:
+    from cloister.data import Dataset, load_dataset
+    from cloister.enclave.session import Session, Stats, load
+    from cloister.protect import Protected, protect
+    from cloister.target import Target, load_target
+    from cloister.train import TrainResult, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CloisterError",
+    "Dataset",
+    "Protected",
+    "Session",
+    "Stats",
+    "Target",
+    "TrainResult",
+    "load",
+    "load_dataset",
+    "load_target",
+    "protect",
+    "train",
+]
+
+_HOMES = {
+    "Dataset": "data",
+    "Protected": "protect",
+    "Session": "enclave.session",
+    "Stats": "enclave.session",
+    "Target": "target",
+    "TrainResult": "train",
+    "load": "enclave.session",
+    "load_dataset": "data",
+    "load_target": "target",
+    "protect": "protect",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `cloister` has no attribute `{name}`")
+    return getattr(importlib.import_module(f"cloister.{_HOMES[name]}"), name)

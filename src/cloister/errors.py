@@ -72,9 +72,7 @@ class UnsupportedModel(UserError):
         hint: what to do about it.
     """
 
-    def __init__(
-        self, message: str, problems: list[tuple[str, str, str]], hint: str | None = None
-    ) -> None:
+    def __init__(self, message: str, problems: list[tuple[str, str, str]], hint: str | None = None) -> None:
         super().__init__(message, hint)
         self.problems = problems
 

@@ -199,17 +199,17 @@ class Foreign(_Op):
     Attributes:
         node: the name of its node in the exported graph.
         operator: for example `aten.sigmoid.default`.
+        module: the path of the module that it is computed in, may be empty.
         reason: why it cannot be lowered.
     """
 
     node: str
     operator: str
+    module: str
     reason: str
 
 
-Op = (
-    Conv | MaxPool | AvgPool | AdaptiveAvgPool | Add | Affine | Copy | Permute | Softmax | Alias | Foreign
-)
+Op = Conv | MaxPool | AvgPool | AdaptiveAvgPool | Add | Affine | Copy | Permute | Softmax | Alias | Foreign
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,4 +230,4 @@ class Graph:
 
     def layers(self) -> Iterator[str]:
         """Names of the layers with parameters, each once, in the order of their first use."""
-        yield from dict.fromkeys(op.layer for op in self.ops if isinstance(op, Conv | Affine) and op.layer)
+        yield from dict.fromkeys(op.layer for op in self.ops if op.layer)

@@ -1,0 +1,1 @@
+"""What goes inside: choosing layers, and the plan that records the choice."""

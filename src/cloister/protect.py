@@ -1,0 +1,319 @@
+"""Protect a model: capture, quantize, plan, lower, seal; the result is one bundle file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cloister import __version__
+from cloister.bundle.file import write_bundle
+from cloister.bundle.keys import recipients
+from cloister.bundle.manifest import Manifest, Part, Step, TensorInfo
+from cloister.compile import ir
+from cloister.compile.capture import Captured, capture
+from cloister.compile.lower import lower
+from cloister.compile.program import Program, build_inside, build_outside, constants, smallest_budget
+from cloister.compile.stages import WorldStage, refuse_foreign, split
+from cloister.compile.torch_stage import export_stage
+from cloister.errors import DataError, UnsupportedModel
+from cloister.layers import Layer, layer_table
+from cloister.planning.plan import LayerPlan, Plan, Slicing
+from cloister.planning.select import select_layers
+from cloister.progress import Progress
+from cloister.units import format_bytes
+
+if TYPE_CHECKING:
+    from cloister.target import Target
+
+__all__ = ["Lowered", "Protected", "lower_target", "protect", "protect_lowered"]
+
+#: Images that the scales of int8 activations are taken from.
+N_CALIBRATION = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A target as operations, before any layer is placed.
+
+    Attributes:
+        name: the target.
+        graph: the operations.
+        module: the graph in torch that they come from: the reference to compare with.
+        captured: the float32 graph before quantization.
+        bits: 8 or 32.
+        seed: of the calibration sample.
+    """
+
+    name: str
+    graph: ir.Graph
+    module: torch.fx.GraphModule
+    captured: Captured
+    bits: Literal[8, 32]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protected:
+    """What `protect` wrote.
+
+    Attributes:
+        path: the bundle.
+        manifest: what is known of it in the clear.
+    """
+
+    path: Path
+    manifest: Manifest
+
+
+def lower_target(
+    target: Target,
+    *,
+    bits: Literal[8, 32] = 8,
+    calibration: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Lowered:
+    """Capture a target, quantize it (8 bits), and lower it to operations.
+
+    Args:
+        target: the model.
+        bits: 8: int8; 32: float32.
+        calibration: (N, *input_shape) float32, needed for 8 bits unless the target has members; at most
+            256 of them, drawn by the seed, give the scales.
+        seed: of that sample.
+        progress: told how far it is, or None.
+
+    Returns:
+        The operations.
+
+    Raises:
+        UnsupportedModel: the model cannot be captured.
+        DataError: 8 bits and no calibration images, or images of another shape or dtype.
+    """
+    captured = capture(target.model, target.input_shape)
+    module = captured.module
+    if bits == 8:
+        from cloister.compile.quantize import quantize  # takes seconds to import
+
+        module = quantize(captured, _sample(target, calibration, seed), progress)
+    return Lowered(name=target.name, graph=lower(module), module=module, captured=captured, bits=bits, seed=seed)
+
+
+def protect(
+    target: Target,
+    out: Path | str,
+    *,
+    inside: str,
+    slicing: Slicing = "auto",
+    budget_bytes: int | None = None,
+    bits: Literal[8, 32] = 8,
+    calibration: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
+    devices: Sequence[str] = ("local",),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Protected:
+    """Compile a target into a sealed bundle.
+
+    Args:
+        target: the model.
+        out: the bundle file to write.
+        inside: which layers go inside: `all`, `none`, `last:K`, or names and globs separated by commas.
+        slicing: `auto` cuts layers into as few slices as fit; `off` refuses a layer that does not fit whole.
+        budget_bytes: inside memory that may be used; None for no limit.
+        bits: 8: int8; 32: float32.
+        calibration: see `lower_target`.
+        seed: see `lower_target`.
+        devices: who may open it: `local`, or files with public keys.
+        force: overwrite an existing file.
+        progress: told how far it is, or None.
+
+    Returns:
+        The path and the manifest.
+
+    Raises:
+        UserError: the model, plan or output is refused; the message says why and what to do.
+    """
+    lowered = lower_target(target, bits=bits, calibration=calibration, seed=seed, progress=progress)
+    return protect_lowered(
+        lowered, out, inside=inside, slicing=slicing, budget_bytes=budget_bytes, devices=devices, force=force
+    )
+
+
+def protect_lowered(
+    lowered: Lowered,
+    out: Path | str,
+    *,
+    inside: str,
+    slicing: Slicing = "auto",
+    budget_bytes: int | None = None,
+    devices: Sequence[str] = ("local",),
+    force: bool = False,
+) -> Protected:
+    """The second half of `protect`: the same operations can go into many bundles."""
+    graph = lowered.graph
+    reasons = select_layers(list(graph.layers()), inside, lowered.captured.folded)
+    _refuse_foreign(graph, reasons)
+    stages = split(graph, reasons)
+    inner = [s.stage for s in stages if s.world == "inside"]
+    program = build_inside(graph, inner, budget_bytes=budget_bytes, slicing=slicing) if inner else None
+    plan = Plan(
+        inside=inside,
+        slicing=slicing,
+        bits=lowered.bits,
+        budget_bytes=budget_bytes,
+        inside_bytes=program.inside_bytes if program else 0,
+        smallest_budget_bytes=smallest_budget(graph, inner) if inner else 0,
+        seed=lowered.seed,
+        layers=tuple(_layer_plan(layer, reasons, program) for layer in layer_table(graph)),
+    )
+    parts = _outside_parts(lowered, stages)
+    manifest = _manifest(lowered, stages, plan, program, parts)
+    path = Path(out)
+    write_bundle(
+        path,
+        manifest=manifest,
+        program=program.data if program else None,
+        slices=[s.data for s in program.slices] if program else [],
+        outside=[data for _, data in parts],
+        recipients=recipients(devices) if program else [],
+        force=force,
+    )
+    return Protected(path=path, manifest=manifest)
+
+
+def _sample(target: Target, calibration: npt.NDArray[np.float32] | None, seed: int) -> torch.Tensor:
+    """At most `N_CALIBRATION` images, drawn by the seed."""
+    images = calibration
+    if images is None and target.members is not None:
+        images = target.members[0]
+    if images is None or len(images) == 0:
+        raise DataError(
+            "int8 needs images to take its scales from, but there are none",
+            "give training data with --data, or use --bits 32",
+        )
+    if tuple(images.shape[1:]) != tuple(target.input_shape) or images.dtype != np.float32:
+        raise DataError(
+            f"calibration images: expected float32 of shape (N, {', '.join(map(str, target.input_shape))}), "
+            f"but got {images.dtype} of shape {images.shape}"
+        )
+    order = np.random.default_rng(seed).permutation(len(images))[:N_CALIBRATION]
+    return torch.from_numpy(np.ascontiguousarray(images[np.sort(order)]))
+
+
+def _refuse_foreign(graph: ir.Graph, inside: dict[str, str]) -> None:
+    problems = refuse_foreign(graph, inside)
+    if problems:
+        raise UnsupportedModel(
+            f"{len(problems)} operation{'s' if len(problems) > 1 else ''} of the inside cannot run there",
+            problems,
+            "choose other layers with --inside, or replace these operations in the model",
+        )
+
+
+def _layer_plan(layer: Layer, reasons: dict[str, str], program: Program | None) -> LayerPlan:
+    """A layer's choice, with its reason in words."""
+    if layer.name not in reasons or program is None:
+        return LayerPlan(
+            name=layer.name,
+            op=layer.op,
+            inside=False,
+            n_slices=0,
+            weight_bytes=layer.weight_bytes,
+            resident_bytes=0,
+            reason="outside: not asked for",
+        )
+    slices = [s for s in program.slices if s.layer == layer.name]
+    resident = sum(len(s.data) for s in slices if s.resident)
+    return LayerPlan(
+        name=layer.name,
+        op=layer.op,
+        inside=True,
+        n_slices=len(slices),
+        weight_bytes=sum(len(s.data) for s in slices),
+        resident_bytes=resident,
+        reason=f"{reasons[layer.name]}; {_slicing_reason(layer, slices, resident)}",
+    )
+
+
+def _slicing_reason(layer: Layer, slices: Sequence[object], resident: int) -> str:
+    size = format_bytes(layer.weight_bytes)
+    cut = f"{size} whole" if len(slices) <= layer.uses else f"{size} cut into {len(slices)} slices to fit"
+    if resident == 0:
+        return f"{cut}, streamed: no room to stay"
+    return f"{cut}, " + ("stays inside" if resident >= layer.weight_bytes else f"{format_bytes(resident)} stay inside")
+
+
+def _outside_parts(lowered: Lowered, stages: Sequence[WorldStage]) -> list[tuple[str, bytes]]:
+    """(kind, bytes) of everything in the clear."""
+    parts = []
+    outer = [s.stage for s in stages if s.world == "outside"]
+    if outer:
+        program = build_outside(lowered.graph, outer)
+        parts += [("program", program.data), ("constants", constants(program))]
+    for s in stages:
+        if s.world == "torch":
+            dynamic = lowered.captured.dynamic_batch
+            parts.append(("torch", export_stage(lowered.module, lowered.graph, s.stage, dynamic_batch=dynamic)))
+    return parts
+
+
+def _manifest(
+    lowered: Lowered,
+    stages: Sequence[WorldStage],
+    plan: Plan,
+    program: Program | None,
+    parts: Sequence[tuple[str, bytes]],
+) -> Manifest:
+    graph = lowered.graph
+    counts = {"inside": 0, "outside": 0, "torch": 0}
+    steps = []
+    for s in stages:
+        steps.append(
+            Step(
+                world=s.world,
+                index=counts[s.world],
+                inputs=s.stage.inputs,
+                outputs=s.stage.outputs,
+                layers=s.layers,
+            )
+        )
+        counts[s.world] += 1
+    crossing = dict.fromkeys([graph.input, *(n for s in steps for n in (*s.inputs, *s.outputs)), graph.output])
+    return Manifest(
+        cloister=__version__,
+        model=lowered.name,
+        input=graph.input,
+        output=graph.output,
+        tensors=tuple(_tensor_info(graph.tensors[name]) for name in crossing),
+        steps=tuple(steps),
+        plan=plan,
+        parts=_part_table(parts),
+        slices=tuple((s.layer, s.first_unit, s.n_units, s.resident) for s in program.slices) if program else (),
+    )
+
+
+def _tensor_info(tensor: ir.Tensor) -> TensorInfo:
+    return TensorInfo(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        scale=tensor.scale,
+        zero_point=tensor.zero_point,
+    )
+
+
+def _part_table(parts: Sequence[tuple[str, bytes]]) -> tuple[Part, ...]:
+    table, offset = [], 0
+    for kind, data in parts:
+        digest = hashlib.sha256(data).hexdigest()
+        table.append(Part(kind=kind, offset=offset, n_bytes=len(data), sha256=digest))  # type: ignore[arg-type]
+        offset += len(data)
+    return tuple(table)
