@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cloister.errors import TargetError
 
-__all__ = ["NAMES", "build"]
+__all__ = ["NAMES", "build", "check_name"]
 
 #: An entry of a VGG's plan: output channels of a 3x3 convolution, or "M" for a 2x2 max pool.
 _Plan = Sequence[int | str]
@@ -166,6 +166,20 @@ _MODELS: dict[str, Callable[[int, _Size, int], nn.Module]] = {
 NAMES: tuple[str, ...] = tuple(_MODELS)
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that `build` does not know.
+
+    Raises:
+        TargetError: an unknown name; the hint has the nearest ones.
+    """
+    if name in _MODELS:
+        return
+    near = difflib.get_close_matches(name.lower(), NAMES, cutoff=0.5)
+    wanted = ", ".join(f"`{known}`" for known in NAMES)
+    hint = "did you mean " + " or ".join(f"`zoo:{known}`" for known in near) if near else None
+    raise TargetError(f"expected a zoo model out of {wanted}, but got `{name}`", hint)
+
+
 def build(name: str, *, input_shape: tuple[int, ...], n_classes: int, seed: int = 0) -> nn.Module:
     """Build a model with He-initialised float32 weights, in evaluation mode.
 
@@ -186,8 +200,7 @@ def build(name: str, *, input_shape: tuple[int, ...], n_classes: int, seed: int 
         >>> sum(p.numel() for p in model.parameters())
         54010
     """
-    if name not in _MODELS:
-        raise _unknown(name)
+    check_name(name)
     _check(name, input_shape, n_classes, seed)
     n_channels, height, width = input_shape
     # On `meta` no weight is drawn, so constructing leaves the global generator alone.
@@ -210,13 +223,6 @@ def _check(name: str, shape: tuple[int, ...], n_classes: int, seed: int) -> None
         problems.append(f"a seed in [0, 2**63), but got {seed}")
     if problems:
         raise TargetError(f"`zoo:{name}`: expected " + "; expected ".join(problems))
-
-
-def _unknown(name: str) -> TargetError:
-    near = difflib.get_close_matches(name.lower(), NAMES, cutoff=0.5)
-    wanted = ", ".join(f"`{known}`" for known in NAMES)
-    hint = "did you mean " + " or ".join(f"`zoo:{known}`" for known in near) if near else None
-    return TargetError(f"expected a zoo model out of {wanted}, but got `{name}`", hint)
 
 
 def _initialise(model: nn.Module, generator: torch.Generator) -> None:
