@@ -9,6 +9,7 @@ one, with copies that convert. What has no counterpart becomes `Foreign`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from cloister.compile.operators import (
     LINEAR,
     QUANTIZE,
     RESHAPES,
+    activation_chain,
     activation_range,
 )
 
@@ -190,8 +192,7 @@ class _Lowering:
     def _operands(self, node: fx.Node, arguments: Any) -> list[ir.Tensor]:
         """int8 tensors if all arguments are, and the result is quantized again; float32 tensors otherwise."""
         found = [tensor for a in arguments if (tensor := self._as_int8(a)) is not None]
-        user = _only_user(node)
-        after = _only_user(user) if user is not None and user.target in ACTIVATIONS else user
+        after = _only_user([node, *activation_chain(node)][-1])
         if len(found) == len(arguments) and after is not None and after.target is QUANTIZE:
             return found
         return [self._as_float(a) for a in arguments]
@@ -203,16 +204,15 @@ class _Lowering:
 
         `int8`: the inputs are int8, so that a quantized result is possible.
         """
-        last, clamp = node, _NO_CLAMP
-        user = _only_user(last)
-        if user is not None and user.target in ACTIVATIONS:
-            last, clamp = user, activation_range(user)
+        chain = activation_chain(node)
+        last = chain[-1] if chain else node
+        clamp = functools.reduce(_clamp_again, map(activation_range, chain), _NO_CLAMP)
+        self.absorbed.update(chain)
         user = _only_user(last)
         if int8 and user is not None and user.target is QUANTIZE:
             tensor = self._quantized_tensor(user, self._shape(node))
-            self.absorbed.update({last, user} - {node})
+            self.absorbed.add(user)
             return _Result(tensor=tensor, clamp=_quantized_clamp(clamp, tensor), node=user)
-        self.absorbed.update({last} - {node})
         tensor = ir.Tensor(name=last.name, dtype="float32", shape=self._shape(node))
         return _Result(tensor=tensor, clamp=clamp, node=last)
 
@@ -256,19 +256,15 @@ class _Lowering:
         self.values[node] = _View(self._value(node.args[0]).name)
 
     def _activation(self, node: fx.Node) -> None:
-        clamp, source = activation_range(node), self._as_int8(node.args[0])
-        user = _only_user(node)
-        if source is not None and user is not None and user.target is QUANTIZE:
-            result = self._quantized_tensor(user, source.shape)
-            self.absorbed.add(user)
-            self.values[user] = self._define(result)
-            self._copy(source, result, source.scale / result.scale, _quantized_clamp(clamp, result))
-            return
-        self.values[node] = self._define(self._float_tensor(node))
-        if source is not None:
-            self._copy(source, self.tensors[node.name], source.scale, clamp)
-        else:
-            self._copy(self._as_float(node.args[0]), self.tensors[node.name], 1.0, clamp)
+        """Activations that no operation before them takes along."""
+        (source,) = self._operands(node, node.args[:1])
+        result = self._result(node, int8=source.dtype == "int8")
+        clamp = activation_range(node)
+        if result.tensor.dtype == "int8":
+            clamp = _quantized_clamp(clamp, result.tensor)
+        self._finish(result)
+        ratio = source.scale / result.tensor.scale if source.dtype == "int8" else 1.0
+        self._copy(source, result.tensor, ratio, _clamp_again(clamp, result.clamp))
 
     # ---- layers ----------------------------------------------------------------------------------------------
 
@@ -362,7 +358,7 @@ class _Lowering:
 
     def _max_pool(self, node: fx.Node) -> None:
         kernel = _pair(node.args[1])
-        stride, padding, dilation = _arguments(node, 2, [kernel, (0, 0), (1, 1)])
+        stride, padding, dilation, _ = _arguments(node, 2, [kernel, (0, 0), (1, 1), False])
         source, shape = self._as_int8(node.args[0]), self._shape(node)
         if source is not None:
             result = ir.Tensor(
@@ -576,6 +572,12 @@ def _pair(value: Any) -> ir.Pair:
         return value, value
     values = [int(v) for v in value]
     return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _clamp_again(first: ir.Clamp, second: ir.Clamp) -> ir.Clamp:
+    """One clamp that does what the first and then the second do."""
+    low, high = (min(max(bound, second[0]), second[1]) for bound in first)
+    return low, high
 
 
 def _quantized_clamp(clamp: ir.Clamp, tensor: ir.Tensor) -> ir.Clamp:

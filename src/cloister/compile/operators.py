@@ -21,6 +21,7 @@ __all__ = [
     "NEW_SCALE",
     "QUANTIZE",
     "RESHAPES",
+    "activation_chain",
     "activation_range",
 ]
 
@@ -71,6 +72,16 @@ def _quantized(name: str) -> Any:
 QUANTIZE = _quantized("quantize_per_tensor")
 DEQUANTIZE = _quantized("dequantize_per_tensor")
 DEQUANTIZE_CHANNELS = _quantized("dequantize_per_channel")
+
+
+def activation_chain(node: fx.Node) -> list[fx.Node]:
+    """The activations that follow a node and that nothing else comes between or reads: one clamp does them all."""
+    chain: list[fx.Node] = []
+    last = node
+    while len(last.users) == 1 and (user := next(iter(last.users))).target in ACTIVATIONS:
+        chain.append(user)
+        last = user
+    return chain
 
 
 def activation_range(node: fx.Node) -> tuple[float, float]:

@@ -13,7 +13,16 @@ import torch
 from torch import fx
 
 from cloister.compile.capture import Captured, affine
-from cloister.compile.operators import ACTIVATIONS, ADD, CAT, CONVOLUTIONS, KEEPS_SCALE, LINEAR, NEW_SCALE
+from cloister.compile.operators import (
+    ACTIVATIONS,
+    ADD,
+    CAT,
+    CONVOLUTIONS,
+    KEEPS_SCALE,
+    LINEAR,
+    NEW_SCALE,
+    activation_chain,
+)
 from cloister.compile.quiet import quiet
 from cloister.progress import Progress
 
@@ -128,11 +137,9 @@ def _product_scale(observers: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _fused_activation(node: fx.Node) -> fx.Node | None:
-    """The activation that is computed together with this operation, if there is one."""
-    if node.target in ACTIVATIONS or node.target in KEEPS_SCALE or len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    return user if user.target in ACTIVATIONS else None
+    """The last of the activations that are computed together with this operation, if there are any."""
+    chain = [] if node.target in KEEPS_SCALE else activation_chain(node)
+    return chain[-1] if chain else None
 
 
 def _quantized_nodes(graph: fx.Graph) -> dict[fx.Node, None]:
@@ -142,7 +149,7 @@ def _quantized_nodes(graph: fx.Graph) -> dict[fx.Node, None]:
     nothing from int8, so walking backwards they stay float32.
     """
     chosen: dict[fx.Node, None] = {}
-    fused = {activation for node in graph.nodes if (activation := _fused_activation(node))}
+    fused = {a for node in graph.nodes if node.target not in KEEPS_SCALE for a in activation_chain(node)}
     for node in reversed(graph.nodes):
         if node.op != "call_function" or node in fused:
             continue
