@@ -5,6 +5,7 @@ PyTorch files are read as tensors only; nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: str) -> N
     Raises:
         TargetError: the file cannot be written.
     """
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    # Copies, because safetensors refuses tensors that share memory or are not contiguous.
+    plain = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     data = safetensors.torch.save(plain, metadata={_METADATA_KEY: document})
     partial = path.with_name(f".{path.name}.part")
     try:
@@ -146,8 +148,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: str) -> N
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise TargetError(f"cannot write `{path}`: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
