@@ -6,6 +6,7 @@ Structure is drawn, so that failing examples shrink; weights and inputs come fro
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -34,6 +35,7 @@ class Builder:
         self.tensors = {"input": ir.Tensor(name="input", dtype="float32", shape=shape)}
         self.ops: list[ir.Op] = []
         self.n_layers = 0
+        self.max_kernel, self.max_units = 3, 4
 
     def integer(self, low: int, high: int) -> int:
         return self.draw(st.integers(low, high))
@@ -56,7 +58,9 @@ class Builder:
 
     def clamp(self, out: ir.Tensor) -> ir.Clamp:
         if out.dtype == "int8":
-            return self.choose([(-128, 127), (out.zero_point, 127), (max(-128, out.zero_point - 20), 100), (5, 5)])
+            return self.choose(
+                [(-128, 127), (out.zero_point, 127), (max(-128, out.zero_point - 20), max(out.zero_point, 100)), (5, 5)]
+            )
         return self.choose([(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0), (-0.75, 0.5)])
 
     def add(self, op: ir.Op) -> str:
@@ -74,7 +78,7 @@ class Builder:
 
 def window(b: Builder, size: int, *, dilated: bool, max_padding: int):
     """(out, kernel, stride, padding, dilation) along one axis such that every window reads the input."""
-    kernel, stride = b.integer(1, 3), b.integer(1, 3)
+    kernel, stride = b.integer(1, b.max_kernel), b.integer(1, 3)
     dilation = b.integer(1, 2) if dilated else 1
     padding = b.integer(0, max_padding)
     span = size + 2 * padding - dilation * (kernel - 1) - 1
@@ -97,10 +101,10 @@ def conv(b: Builder, source: ir.Tensor) -> str:
         channels = source.shape[0]
         groups = b.choose([g for g in range(1, channels + 1) if channels % g == 0])
         (height, width), geometry = windows(b, source, dilated=True, max_padding=2)
-        units = groups * b.integer(1, 4)
+        units = groups * b.integer(1, b.max_units)
         shape: tuple[int, ...] = (units, height, width)
     else:
-        channels, groups, units = source.shape[-1], 1, b.integer(1, 6)
+        channels, groups, units = source.shape[-1], 1, b.integer(1, 2 * b.max_units)
         geometry = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
         shape = (*source.shape[:-1], units)
     dtype = b.choose(["int8", "int8", "float32"]) if source.dtype == "int8" else "float32"
@@ -278,6 +282,22 @@ def graphs(draw, max_ops: int = 7) -> ir.Graph:
     return ir.Graph(tensors=b.tensors, ops=tuple(b.ops), input="input", output=latest)
 
 
+@st.composite
+def wide_convolutions(draw) -> ir.Graph:
+    """One convolution or linear layer with enough channels to reach every vector path and its remainder."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    channels = draw(st.integers(1, 80))
+    sides = st.integers(1, 11)
+    shape = (channels, draw(sides), draw(sides)) if draw(st.booleans()) else (channels * 5,)
+    b = Builder(draw, rng, shape)
+    b.max_kernel, b.max_units = 5, 40 if len(shape) == 1 else max(1, 80 // channels)
+    source = copy_quantized(b) if draw(st.booleans()) else "input"
+    latest = conv(b, b.tensors[source])
+    if b.tensors[latest].dtype == "int8":
+        latest = to_float(b, b.tensors[latest])
+    return ir.Graph(tensors=b.tensors, ops=tuple(b.ops), input="input", output=latest)
+
+
 def copy_quantized(b: Builder) -> str:
     source = b.tensors["input"]
     out = b.tensor("int8", source.shape)
@@ -305,7 +325,7 @@ def cut(graph: ir.Graph, places) -> tuple[Stage, ...]:
     places = [p for p in sorted(set(places)) if 0 < p < len(outputs) and not {*outputs[:p]} & {*outputs[p:]}]
     bounds = [0, *places, len(outputs)]
     stages = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         ops = graph.ops[start:end]
         later = {name for op in graph.ops[end:] for name in op.inputs} | {graph.output}
         made = dict.fromkeys(op.output for op in ops)
@@ -319,7 +339,7 @@ def cut(graph: ir.Graph, places) -> tuple[Stage, ...]:
 def staged_graphs(draw, max_ops: int = 7) -> tuple[ir.Graph, tuple[Stage, ...]]:
     """A model and its stages."""
     graph = draw(graphs(max_ops=max_ops))
-    return graph, cut(graph, draw(st.sets(st.integers(1, 8), max_size=2)))
+    return graph, cut(graph, draw(st.sets(st.integers(1, 6), max_size=3)))
 
 
 def payload(graph: ir.Graph, names, values) -> np.ndarray:
