@@ -145,12 +145,15 @@ def _input_node(graph: fx.Graph) -> fx.Node:
 
 
 def _drop_what_does_nothing(module: fx.GraphModule) -> None:
-    """Shape checks of torch.export (sessions check their input themselves), and dropout and the like."""
+    """Drop shape checks (sessions check their input themselves), dropout and the like; views become reshapes."""
     for node in list(module.graph.nodes):
         if node.op == "call_module" and node.target == "_guards_fn":
             module.graph.erase_node(node)
         elif node.target in IDENTITIES:
             node.replace_all_uses_with(node.args[0], propagate_meta=False)
+        elif node.target is aten.view.default:
+            # A view holds only for the strides at export; what quantization puts in between changes them.
+            node.target = aten.reshape.default
     module.graph.eliminate_dead_code()
     module.recompile()
 
