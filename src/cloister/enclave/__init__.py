@@ -1,0 +1,1 @@
+"""Running a bundle: the session, the wire protocol, and the local enclave."""

@@ -1,0 +1,287 @@
+"""The local enclave: the trusted application as a process of its own on this machine.
+
+It isolates a process, not hardware: it keeps the inside from the client and from other users, not from root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from cloister.enclave import wire
+from cloister.enclave.wire import Command, EnclaveInfo, EnclaveStats, Kind, Parameter, Region
+from cloister.errors import EnclaveCrashed, EnclaveError, EnclaveUnavailable, ProtocolError, UserError
+
+__all__ = ["CONTROL_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder"]
+
+#: Start of the payload memory that is kept for the commands' own blocks; images and results lie behind it.
+CONTROL_BYTES = 256
+#: Enough to ask an enclave who it is.
+_SMALL_HEAP_BYTES = 1 << 20
+_SMALL_STORE_BYTES = 4096
+_BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
+_END_SECONDS = 5.0
+_STDERR_BYTES = 2000
+
+
+def state_folder() -> Path:
+    """Where the local enclave keeps its device key; made for this user alone if it is not there.
+
+    `$CLOISTER_STATE`, else `cloister` in `$XDG_STATE_HOME`, else `~/.local/state/cloister`; in it `local-enclave`.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = _state_root() / "local-enclave"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        hint = "set CLOISTER_STATE to a folder that you can write to"
+        raise UserError(f"{folder}: cannot be made: {error.strerror}", hint) from error
+    return folder
+
+
+def _state_root() -> Path:
+    # An empty variable counts as unset, as the XDG base directory specification has it.
+    if own := os.environ.get("CLOISTER_STATE"):
+        return Path(own)
+    if xdg := os.environ.get("XDG_STATE_HOME"):
+        return Path(xdg) / "cloister"
+    return Path.home() / ".local" / "state" / "cloister"
+
+
+def binary_path() -> Path:
+    """The enclave's executable.
+
+    Raises:
+        EnclaveUnavailable: the package was built without it.
+    """
+    path = Path(str(importlib.resources.files("cloister") / "_bin" / "cloister-enclave"))
+    if not os.access(path, os.X_OK):
+        raise EnclaveUnavailable(
+            f"the local enclave is missing: expected an executable at {path}",
+            "reinstall cloister where there are a C compiler and OpenSSL's headers",
+        )
+    return path
+
+
+def local_info() -> EnclaveInfo:
+    """Start the local enclave, ask who it is, and end it.
+
+    Raises:
+        EnclaveError: it cannot be started, or does not answer.
+    """
+    descriptor = os.memfd_create("cloister-store", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as store:
+        os.ftruncate(descriptor, _SMALL_STORE_BYTES)
+        with LocalEnclave(store, payload_bytes=0, heap_bytes=_SMALL_HEAP_BYTES) as enclave:
+            return enclave.info
+
+
+class LocalEnclave:
+    """One enclave process and the memory shared with it.
+
+    Not thread-safe: one call at a time. A context manager; the process ends with it.
+
+    Attributes:
+        info: what the enclave says of itself.
+        payload: the shared memory; the first `CONTROL_BYTES` belong to the commands' own blocks.
+    """
+
+    def __init__(self, store: BinaryIO, *, payload_bytes: int, heap_bytes: int) -> None:
+        """Start the process and ask who it is.
+
+        Args:
+            store: an open file, the bundle; mapped by the enclave, read-only.
+            payload_bytes: shared memory for images and results.
+            heap_bytes: the most memory that it may allocate.
+
+        Raises:
+            EnclaveError: it cannot be started, or does not answer.
+        """
+        total_bytes = CONTROL_BYTES + payload_bytes
+        with contextlib.ExitStack() as undo:
+            self._errors = undo.enter_context(_memory_file("cloister-stderr", 0))
+            self._socket, theirs = socket.socketpair()
+            undo.enter_context(self._socket)
+            with _memory_file("cloister-payload", total_bytes) as memory, theirs:
+                self.payload = mmap.mmap(memory.fileno(), total_bytes)
+                files = {"--socket": theirs.fileno(), "--payload": memory.fileno(), "--store": store.fileno()}
+                self._process = _start(files, heap_bytes, self._errors)
+            undo.pop_all()
+        # Runs at the latest when the object is collected or the interpreter exits: no process is left behind.
+        self._end = weakref.finalize(self, _end, self._process, self._socket, self._errors)
+        self._sequence = 0
+        try:
+            self.info = wire.unpack_info(self._answer(Command.INFO, wire.INFO_BYTES))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def process_id(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def load(self, load_block: bytes, sealed_program: tuple[int, int]) -> wire.Loaded:
+        """Open the content key and the program.
+
+        Args:
+            load_block: made by `wire.pack_load`.
+            sealed_program: (offset, bytes) in the store.
+
+        Raises:
+            IntegrityError: it does not open.
+            EnclaveOutOfMemory: it does not fit.
+        """
+        self.payload[: wire.LOAD_BYTES] = load_block
+        parameters = [
+            Parameter(Kind.INPUT, Region.PAYLOAD, 0, wire.LOAD_BYTES),
+            Parameter(Kind.INPUT, Region.STORE, *sealed_program),
+            Parameter(Kind.OUTPUT, Region.PAYLOAD, wire.LOAD_BYTES, wire.LOADED_BYTES),
+        ]
+        self.call(Command.LOAD, parameters)
+        return wire.unpack_loaded(self.payload[wire.LOAD_BYTES : wire.LOAD_BYTES + wire.LOADED_BYTES])
+
+    def run(self, run_block: bytes, images: Parameter, results: Parameter, window: Parameter) -> wire.RunState:
+        """Run a stage, or go on with it.
+
+        Args:
+            run_block: made by `wire.pack_run`.
+            images: where the images are.
+            results: where the results go.
+            window: where the sealed slices are that it may open.
+
+        Raises:
+            EnclaveError, IntegrityError: it fails.
+        """
+        self.payload[: wire.RUN_BYTES] = run_block
+        block = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
+        self.call(Command.RUN, [block, images, results, window])
+        return wire.unpack_run(self.payload[: wire.RUN_BYTES])
+
+    def stats(self) -> EnclaveStats:
+        """What the enclave measured since it was started."""
+        return wire.unpack_stats(self._answer(Command.STATS, wire.STATS_BYTES))
+
+    def _answer(self, command: Command, n_bytes: int) -> bytes:
+        """Ask for a block of the enclave's own."""
+        sizes = self.call(command, [_BLOCK._replace(size=n_bytes)])
+        if sizes[0] != n_bytes:
+            raise ProtocolError(f"expected {n_bytes} bytes of {command.name.lower()}, but got {sizes[0]}")
+        return self.payload[:n_bytes]
+
+    def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
+        """One request and its response.
+
+        Returns:
+            The bytes used of each of the four parameters.
+
+        Raises:
+            EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
+        """
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        try:
+            self._socket.sendall(wire.pack_request(self._sequence, command, parameters))
+            frame = self._receive(wire.RESPONSE_BYTES)
+        except OSError as error:
+            raise self._crashed(command) from error
+        if len(frame) != wire.RESPONSE_BYTES:
+            raise self._crashed(command)
+        try:
+            result, sizes = wire.unpack_response(frame, self._sequence, parameters)
+        except ProtocolError:
+            self.close()  # which bytes belong to which response is unknown from here on
+            raise
+        wire.check_result(result, command)
+        return sizes
+
+    def _receive(self, n_bytes: int) -> bytes:
+        """Bytes from the enclave, fewer if the stream ends."""
+        frame = bytearray()
+        while len(frame) < n_bytes and (piece := self._socket.recv(n_bytes - len(frame))):
+            frame += piece
+        return bytes(frame)
+
+    def _crashed(self, command: Command) -> EnclaveError:
+        """The error for an enclave that is gone, with what is known of its end."""
+        if not self._end.alive:
+            return EnclaveError(f"the enclave was closed before `{command.name.lower()}`")
+        said = _last_lines(self._errors)
+        self.close()
+        how = _describe_exit(self._process.returncode)
+        message = f"the enclave {how} during `{command.name.lower()}`" + (f": {said}" if said else "")
+        return EnclaveCrashed(message, "load the bundle again; `cloister doctor` checks the enclave")
+
+    def close(self) -> None:
+        """End the process and wait for it. May be called again."""
+        self._end()
+        with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
+            self.payload.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _memory_file(name: str, n_bytes: int) -> BinaryIO:
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, n_bytes)
+    return os.fdopen(descriptor, "w+b", buffering=0)
+
+
+def _start(files: dict[str, int], heap_bytes: int, errors: BinaryIO) -> subprocess.Popen[bytes]:
+    arguments = [word for name, descriptor in files.items() for word in (name, str(descriptor))]
+    binary = binary_path()
+    try:
+        return subprocess.Popen(
+            [binary, *arguments, "--state", state_folder(), "--heap", str(heap_bytes)],
+            pass_fds=tuple(files.values()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,  # Ctrl-C is for the client, which then ends the enclave in order
+        )
+    except OSError as error:
+        raise EnclaveUnavailable(f"{binary}: cannot be started: {error.strerror}") from error
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, errors: BinaryIO) -> None:
+    """The end of the stream ends the enclave; one that does not listen is killed."""
+    connection.close()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    errors.close()
+
+
+def _last_lines(errors: BinaryIO) -> str:
+    """The last lines that the enclave wrote to its standard error, in one line."""
+    size = os.fstat(errors.fileno()).st_size
+    tail = os.pread(errors.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
+    return " | ".join(tail.decode("utf-8", "replace").splitlines()[-5:])
+
+
+def _describe_exit(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"was ended by signal {-status}"
