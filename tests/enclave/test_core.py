@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.compile import ir
-from cloister.compile.program import build_outside, constants
+from cloister.compile.program import build_inside, build_outside, constants, smallest_budget
 from cloister.enclave import core
 from cloister.enclave.core import OutsideProgram, StageSizes, read_stages
 from cloister.errors import BundleError, EnclaveUnavailable, InputError
 from tests import oracle, strategies
 from tests.strategies import REPEATABLE
 
-MORE = settings(REPEATABLE, max_examples=1000)
+MORE = settings(REPEATABLE, max_examples=600)
 
 
 def run_stages(graph, stages, x):
@@ -61,6 +61,30 @@ def test_every_tensor_of_a_random_model_is_the_oracles(graph):
 def test_wide_convolutions_give_the_oracles_bits(graph):
     x = strategies.inputs(graph, 2)
     assert_same(run_stages(graph, (strategies.whole(graph),), x), oracle.run(graph, x))
+
+
+def as_outside(program):
+    """An inside program's (program, constants) with the same slices, but all of them clear and streamed."""
+    words = np.frombuffer(program.data, "<u4").copy()
+    words[9:12] = 0
+    table = words[16 + 6 * words[4] :][: 5 * words[5]].reshape(-1, 5)
+    table[:, 3] = 0xFFFFFFFF
+    stored = -(-table[:, 2] // 16) * 16
+    table[:, 4] = np.cumsum(stored) - stored
+    return words.tobytes(), constants(program)
+
+
+@REPEATABLE
+@given(st.one_of(strategies.staged_graphs(), strategies.wide_convolutions().map(lambda g: (g, (strategies.whole(g),)))))
+def test_layers_in_slices_give_the_bits_of_whole_layers(staged):
+    graph, stages = staged
+    program = build_inside(graph, stages, budget_bytes=smallest_budget(graph, stages), slicing="auto")
+    opened, values = OutsideProgram(*as_outside(program)), {graph.input: strategies.inputs(graph, 2)}
+    whole = run_stages(graph, stages, values[graph.input])
+    for index, stage in enumerate(stages):
+        result = opened.run(index, strategies.payload(graph, stage.inputs, values))
+        values |= strategies.unpack(graph, stage.outputs, result)
+    assert_same(values, whole)
 
 
 def chain(shape, *ops_and_tensors):
