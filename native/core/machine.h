@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The interpreter. It runs a stage for a number of images, one after the
+ * other, and can stop wherever it needs a slice that is not there and go on
+ * later. It allocates nothing.
+ */
+#ifndef CL_MACHINE_H
+#define CL_MACHINE_H
+
+#include <stdint.h>
+
+#include "program.h"
+#include "status.h"
+
+/* Gives the open bytes of a slice.
+ * Returns: CL_OK, CL_NEED_SLICE to stop here, or a failure.
+ * Out: data: valid until the next call. In: context: the machine's. */
+typedef cl_status (*cl_open_slice)(void *context, uint32_t index,
+                                   const uint8_t **data);
+
+/* A run that may be stopped. `ready` means that nothing is to be resumed. */
+typedef struct cl_machine {
+    cl_program program;
+    uint8_t *arena; /* aligned to 64 */
+    cl_open_slice open_slice;
+    void *context;
+    cl_stage stage;
+    uint32_t stage_index;
+    uint32_t n_images;
+    uint32_t image;   /* images done */
+    uint32_t op_word; /* where to go on */
+    uint32_t op_slice;
+    uint32_t needed_slice; /* after CL_NEED_SLICE */
+    bool entered;          /* the current image's inputs are in the arena */
+    bool running;
+} cl_machine;
+
+/* What goes in and comes out of a run: n_images times the stage's payload. */
+typedef struct cl_batch {
+    const uint8_t *in;
+    uint8_t *out;
+    uint64_t in_image_bytes;
+    uint64_t out_image_bytes;
+} cl_batch;
+
+/* Make a machine for a checked program; nothing runs yet. */
+void cl_machine_init(cl_machine *machine, const cl_program *program,
+                     uint8_t *arena, cl_open_slice open_slice, void *context);
+
+/* Begin a run; an unfinished one is forgotten.
+ * Returns: CL_OK or CL_BAD_ARGUMENT (no such stage, or no image). */
+cl_status cl_machine_start(cl_machine *machine, uint32_t stage,
+                           uint32_t n_images) CL_CHECKED;
+
+/* Sizes of the run that was begun. Out: batch's two sizes. */
+void cl_machine_sizes(const cl_machine *machine, cl_batch *batch);
+
+/* Go on with the run that was begun.
+ * Returns: CL_OK when done, CL_NEED_SLICE to be called again with the same
+ *          batch, CL_BAD_STATE if there is no run, or what open_slice gave;
+ *          after a failure the run is forgotten.
+ * Out: batch->out: the results of the images that are done. */
+cl_status cl_machine_run(cl_machine *machine, const cl_batch *batch) CL_CHECKED;
+
+/* Forget the run. */
+void cl_machine_reset(cl_machine *machine);
+
+#endif

@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef CL_PLATFORM_POSIX_H
+#define CL_PLATFORM_POSIX_H
+
+#include <stdint.h>
+
+/* Say which protections of the process are on, for `info`. */
+void cl_platform_set_flags(uint32_t flags);
+
+#endif

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the trusted application asks of the place where it runs and the
+ * GlobalPlatform API cannot say. Each build brings its own implementation.
+ */
+#ifndef CL_PLATFORM_H
+#define CL_PLATFORM_H
+
+#include <stdint.h>
+
+enum { CL_KIND_LOCAL = 1, CL_KIND_OPTEE = 2 };
+
+enum {
+    CL_FLAG_NOT_DUMPABLE = 1,
+    CL_FLAG_NO_CORE_FILES = 2,
+    CL_FLAG_NO_NEW_PRIVILEGES = 4,
+    CL_FLAG_MEMORY_LOCKED = 8,
+    CL_FLAG_MEMORY_HIDDEN = 16,
+    CL_FLAG_CALL_FILTER = 32,
+    CL_FLAG_HARDWARE = 64
+};
+
+typedef struct cl_platform {
+    uint32_t kind;
+    uint32_t flags;
+    uint64_t heap_bytes; /* the most that TEE_Malloc gives */
+} cl_platform;
+
+typedef struct cl_heap_use {
+    uint64_t peak_bytes;
+    uint64_t now_bytes;
+} cl_heap_use;
+
+cl_platform cl_platform_describe(void);
+cl_heap_use cl_platform_heap_use(void);
+
+/* Returns: nanoseconds since some fixed moment; never goes back. */
+uint64_t cl_platform_now_ns(void);
+
+#endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One client's session: what it has loaded and how far its run is.
+ */
+#ifndef CL_SESSION_H
+#define CL_SESSION_H
+
+#include <tee_internal_api.h>
+
+#include "machine.h"
+#include "unseal.h"
+
+/* The sealed slices that the client holds out during one call; shared. */
+typedef struct cl_sealed_window {
+    const uint8_t *bytes;
+    uint32_t first;
+    uint32_t count;
+} cl_sealed_window;
+
+typedef struct cl_counts {
+    uint64_t runs;
+    uint64_t images;
+    uint64_t slices_opened;
+    uint64_t bytes_opened;
+    uint64_t opening_ns;
+    uint64_t computing_ns;
+} cl_counts;
+
+typedef struct cl_session {
+    TEE_ObjectHandle device_key;
+    TEE_OperationHandle opener; /* null while nothing is loaded */
+    uint8_t *block;             /* as it was allocated */
+    uint64_t block_bytes;
+    uint8_t *base; /* the program, CL_STATE_BYTES into the layout */
+    cl_layout layout;
+    cl_machine machine;
+    cl_slice_binding binding;
+    cl_sealed_window window;
+    cl_counts counts;
+    uint32_t slot_slice; /* the slice in the slot, or CL_STREAMED for none */
+    TEE_Result failure;  /* why a slice did not open */
+    uint8_t resident[CL_MAX_SLICES / 8]; /* one bit for each that is open */
+} cl_session;
+
+TEE_Result cl_session_open(cl_session **session);
+void cl_session_close(cl_session *session);
+
+/* The commands. In: types, params: as the client gave them. */
+TEE_Result cl_session_info(cl_session *session, uint32_t types,
+                           TEE_Param *params);
+TEE_Result cl_session_load(cl_session *session, uint32_t types,
+                           TEE_Param *params);
+TEE_Result cl_session_run(cl_session *session, uint32_t types,
+                          TEE_Param *params);
+TEE_Result cl_session_stats(cl_session *session, uint32_t types,
+                            TEE_Param *params);
+
+/* Shared by the commands. Returns: what a status of the core means outside. */
+TEE_Result cl_result_of(cl_status status);
+
+/* Forget what is loaded, wiping it. */
+void cl_session_unload(cl_session *session);
+
+/* For the machine: finds or opens a slice. In: context: the session. */
+cl_status cl_session_open_slice(void *context, uint32_t index,
+                                const uint8_t **data);
+
+#endif

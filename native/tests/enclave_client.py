@@ -1,0 +1,185 @@
+"""A client of the wire protocol for tests: small, direct, and able to misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+NONE, INPUT, OUTPUT, BOTH = range(4)
+PAYLOAD, STORE = 1, 2
+STREAMED = 0xFFFFFFFF
+SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+def words(*values: int) -> bytes:
+    """Pack values, negative ones as two's complement."""
+    return struct.pack(f"<{len(values)}I", *(v & 0xFFFFFFFF for v in values))
+
+
+def floats(*values: float) -> bytes:
+    """Pack values as float32."""
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def up(n: int, step: int = 64) -> int:
+    """Round up to a multiple."""
+    return -(-n // step) * step
+
+
+def program(
+    arena: int, tensors: list, slices: list, ops: bytes, stages: bytes, n_stages: int = 1, *,
+    resident: int = 0, slot: int = 0, budget: int = 0,
+) -> bytes:
+    """Assemble a program from its sections."""
+    body = b"".join(words(*t) for t in tensors) + b"".join(words(*s) for s in slices) + ops + stages
+    header = b"CLPR" + words(
+        1, 64 + len(body), arena, len(tensors), len(slices), len(ops) // 4, n_stages,
+        len(stages) // 4, resident, slot, budget, 0, 0, 0, 0,
+    )
+    return header + body
+
+
+class Bundle:
+    """A sealed program with its slices, for one device."""
+
+    def __init__(self, public_key: bytes, program: bytes, slices: list[bytes]) -> None:
+        """Seal everything under a fresh content key."""
+        self.bundle_id, self.manifest_hash, key = os.urandom(16), os.urandom(32), os.urandom(32)
+        gcm = AESGCM(key)
+        device = X25519PublicKey.from_public_bytes(public_key)
+        wrapped = SUITE.encrypt(key, device, info=b"cloister-bundle-1" + self.bundle_id)
+        self.request = self.bundle_id + self.manifest_hash + wrapped
+        self.program = gcm.encrypt(
+            words(0xFFFFFFFF) + bytes(8), program,
+            b"cloister-program-1" + self.bundle_id + self.manifest_hash,
+        )
+        bound = b"cloister-slice-1" + self.bundle_id + hashlib.sha256(program).digest()
+        self.slices = [
+            gcm.encrypt(words(i) + bytes(8), data, bound + words(i, len(slices)))
+            for i, data in enumerate(slices)
+        ]
+
+
+class Enclave:
+    """A started cloister-enclave and the memory shared with it."""
+
+    def __init__(self, binary: str, state: str, *, payload: int = 1 << 20, store: bytes = b"", heap: int = 1 << 20) -> None:
+        """Start the process."""
+        self.payload_fd = os.memfd_create("payload")
+        os.ftruncate(self.payload_fd, payload)
+        self.store_file = tempfile.TemporaryFile()
+        self.store_file.write(store)
+        self.store_file.flush()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        fds = (theirs.fileno(), self.payload_fd, self.store_file.fileno())
+        self.process = subprocess.Popen(
+            [binary, "--socket", str(fds[0]), "--payload", str(fds[1]), "--store", str(fds[2]),
+             "--state", state, "--heap", str(heap)],
+            pass_fds=fds, stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        self.sequence = 0
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes into the payload region."""
+        os.pwrite(self.payload_fd, data, offset)
+
+    def read(self, offset: int, n: int) -> bytes:
+        """Take bytes from the payload region."""
+        return os.pread(self.payload_fd, n, offset)
+
+    def exchange(self, frame: bytes) -> bytes | None:
+        """Send raw bytes and wait for one response; None if the stream ends."""
+        try:
+            self.socket.sendall(frame)
+            answer = self.socket.recv(48, socket.MSG_WAITALL)
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        return answer if len(answer) == 48 else None
+
+    def call(self, command: int, *params: tuple[int, int, int, int]) -> tuple[int, tuple[int, ...]]:
+        """Invoke a command; return its result and the sizes used."""
+        self.sequence += 1
+        frame = b"CLRQ" + words(self.sequence, command, 0)
+        for i in range(4):
+            kind, region, offset, size = params[i] if i < len(params) else (0, 0, 0, 0)
+            frame += struct.pack("<IIQQ", kind, region, offset, size)
+        answer = self.exchange(frame)
+        assert answer is not None, self.end()
+        magic, sequence, result, zero = struct.unpack_from("<4s3I", answer)
+        assert (magic, sequence, zero) == (b"CLRS", self.sequence, 0)
+        return result, struct.unpack_from("<4Q", answer, 16)
+
+    def info(self) -> bytes:
+        """Answer of `info`."""
+        result, _ = self.call(1, (OUTPUT, PAYLOAD, 0, 128))
+        assert result == 0, hex(result)
+        return self.read(0, 128)
+
+    def load(self, bundle: Bundle) -> int:
+        """Result of `load`."""
+        self.write(0, bundle.request)
+        self.write(256, bundle.program)
+        return self.call(2, (INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, len(bundle.program)),
+                         (OUTPUT, PAYLOAD, 128, 32))[0]
+
+    def stats(self) -> tuple[int, ...]:
+        """Answer of `stats`."""
+        result, _ = self.call(4, (OUTPUT, PAYLOAD, 0, 64))
+        assert result == 0
+        return struct.unpack("<8Q", self.read(0, 64))
+
+    def run(self, stage: int, images: bytes, n_images: int, out_bytes: int, *, sealed: bytes = b"",
+            first: int = 0, count: int = 0, resume: int = 0) -> tuple[int, tuple[int, ...], bytes]:
+        """Result, the run block's answer words (state, needed, done), and the results."""
+        images_at, out_at, sealed_at = 4096, 4096 + up(len(images)), 4096 + up(len(images)) + up(out_bytes)
+        self.write(0, words(stage, n_images, first, count, resume) + bytes(44))
+        self.write(images_at, images)
+        self.write(sealed_at, sealed)
+        result, _ = self.call(
+            3, (BOTH, PAYLOAD, 0, 64), (INPUT, PAYLOAD, images_at, len(images)),
+            (OUTPUT, PAYLOAD, out_at, out_bytes), (INPUT, PAYLOAD, sealed_at, len(sealed)),
+        )
+        return result, struct.unpack("<3I", self.read(20, 12)), self.read(out_at, out_bytes)
+
+    def end(self) -> tuple[int, str]:
+        """Close the stream; return exit code and what was said."""
+        self.socket.close()
+        _, said = self.process.communicate(timeout=60)
+        os.close(self.payload_fd)
+        self.store_file.close()
+        return self.process.returncode, said.decode(errors="replace")
+
+
+def linear_program(*, resident: bool = False, budget: int = 0) -> tuple[bytes, list[bytes]]:
+    """Four int8 inputs, four outputs in two slices: y = 2x and y = -x, as int8."""
+    weights = [bytes([2, 0, 0, 0, 0, 2, 0, 0]), bytes([0, 0, 255, 0, 0, 0, 0, 255])]
+    slices = [floats(1, 1) + words(0, 0) + w for w in weights]
+    places = (0, 64) if resident else (STREAMED, STREAMED)
+    tensors = [(0, 1, 1, 1, 4, 0), (16, 1, 1, 1, 4, 0)]
+    records = [(0, 2, 24, places[0], 0), (2, 2, 24, places[1], 40)]
+    ops = words(1, 18, 0, 1, 0, 2, 1, 1, 1, 1, 0, 0, 1, 1, 1, 32, -128, 127)
+    stages = words(0, 18, 1, 1, 0, 1)
+    return program(64, tensors, records, ops, stages, resident=128 if resident else 0,
+                   slot=0 if resident else 24, budget=budget), slices
+
+
+def state_folder() -> str:
+    """A folder for a device key."""
+    return str(Path(tempfile.mkdtemp()) / "state")
+
+
+if __name__ == "__main__":
+    enclave = Enclave(sys.argv[1], state_folder())
+    info = enclave.info()
+    print("flags", struct.unpack_from("<I", info, 8)[0], info[56:120].rstrip(b"\0").decode())
