@@ -1,0 +1,88 @@
+"""Top-1 agreement of the protected int8 model with torchao's converted model, on whole test sets.
+
+    python benchmarks/agreement.py --victims FOLDER --data FOLDER [--limit N] [-o results/agreement.json]
+
+FOLDER of victims holds NAME.safetensors as `cloister train zoo:NAME` writes them; the data set of each is that of its
+checkpoint. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import cloister
+from cloister.protect import lower_target, protect_lowered
+
+DATA = {
+    "vgg7": "MNIST",
+    "alexnet": "cifar100.npz",
+    "resnet20": "cifar10.npz",
+    "vgg11": "cifar10.npz",
+    "vgg16": "cifar10.npz",
+}
+
+
+def accuracy(logits, labels):
+    return float(np.mean(logits.argmax(1) == labels))
+
+
+def measure(name, victims, data, limit):
+    dataset = cloister.load_dataset(str(data / DATA[name]))
+    target = cloister.load_target(f"zoo:{name}", weights=victims / f"{name}.safetensors")
+    lowered = lower_target(target, bits=8, calibration=dataset.images(slice(1024)))
+    x, y = dataset.images(slice(limit), "test"), dataset.labels(slice(limit), "test")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.cloister"
+        plan = protect_lowered(lowered, path, inside="last:3", budget_bytes=1 << 20).manifest.plan
+        with cloister.load(path) as session:
+            ours = session.run(x)
+            stats = session.stats
+    parts = torch.from_numpy(x).split(100)
+    with torch.no_grad():
+        theirs = np.concatenate([lowered.module(part).numpy() for part in parts])
+        floats = np.concatenate([target.model.eval()(part).numpy() for part in parts])
+    return {
+        "model": name,
+        "data": dataset.name,
+        "n_images": len(x),
+        "agreement_torchao": float(np.mean(ours.argmax(1) == theirs.argmax(1))),
+        "agreement_float32": float(np.mean(ours.argmax(1) == floats.argmax(1))),
+        "accuracy_float32": accuracy(floats, y),
+        "accuracy_torchao_int8": accuracy(theirs, y),
+        "accuracy_protected_int8": accuracy(ours, y),
+        "largest_relative_difference": float(np.abs(ours - theirs).max() / np.abs(theirs).max()),
+        "inside": plan.inside,
+        "budget_bytes": plan.budget_bytes,
+        "inside_peak_bytes": stats.inside_peak_bytes,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--victims", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("-o", "--output", type=Path, default=None)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in DATA:
+        if (options.victims / f"{name}.safetensors").exists():
+            rows.append(measure(name, options.victims, options.data, options.limit))
+            row = rows[-1]
+            print(
+                f"{name:10} n={row['n_images']:6} torchao {row['agreement_torchao']:.4%} "
+                f"float32 {row['agreement_float32']:.3%} accuracy {row['accuracy_float32']:.3%} → "
+                f"{row['accuracy_protected_int8']:.3%} peak {row['inside_peak_bytes']}",
+                flush=True,
+            )
+    if options.output:
+        options.output.write_text(json.dumps({"schema": 1, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

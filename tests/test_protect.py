@@ -1,0 +1,161 @@
+"""From a model to a bundle to answers, on small models: plans, budgets, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cloister
+from cloister.errors import DataError, OutputExists, PlanError, UnsupportedModel
+from cloister.protect import lower_target, protect, protect_lowered
+from cloister.target import Target
+from tests import oracle
+from tests.models import MODELS, Lambda, build, conv, images
+
+
+def make_target(name, seed=0):
+    model, shape = build(name, seed)
+    return Target(model=model, name=name, input_shape=shape)
+
+
+def make_lowered(name, bits):
+    target = make_target(name)
+    return lower_target(target, bits=bits, calibration=images(target.input_shape, 64, seed=2).numpy())
+
+
+def run(path, x):
+    with cloister.load(path) as session:
+        return session.run(x), session.stats
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_split_gives_the_same_bits_as_the_oracle(name, bits, tmp_path):
+    lowered = make_lowered(name, bits)
+    graph = lowered.graph
+    x = images(graph.tensors[graph.input].shape, 3).numpy()
+    expected = oracle.run(graph, x)[graph.output]
+    layers = list(graph.layers())
+    requests = {"none", "all", "last:1", ",".join(layers[::2]), layers[0]}
+    results = []
+    for number, inside in enumerate(sorted(requests)):
+        path = tmp_path / f"{number}.cloister"
+        smallest = protect_lowered(lowered, path, inside=inside).manifest.plan.smallest_budget_bytes
+        for budget in {smallest or None, None}:
+            protected = protect_lowered(lowered, path, inside=inside, budget_bytes=budget, force=True)
+            result, stats = run(path, x)
+            results.append(result)
+            assert stats.inside_peak_bytes <= protected.manifest.plan.inside_bytes
+            if budget:
+                assert protected.manifest.plan.inside_bytes <= budget
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    if bits == 8:
+        np.testing.assert_array_equal(results[0], expected)
+    else:
+        np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("residual", 8), ("residual", 32), ("shapes", 8), ("batch_norms", 8)])
+def test_smallest_budget_works_and_one_byte_less_does_not(name, bits, tmp_path):
+    lowered = make_lowered(name, bits)
+    path = tmp_path / "m.cloister"
+    with pytest.raises(PlanError) as caught:
+        protect_lowered(lowered, path, inside="all", budget_bytes=1)
+    smallest = protect_lowered(lowered, path, inside="all").manifest.plan.smallest_budget_bytes
+    assert str(smallest) in f"{caught.value} {caught.value.hint}"
+    protected = protect_lowered(lowered, path, inside="all", budget_bytes=smallest, force=True)
+    _, stats = run(path, images(lowered.captured.input_shape, 2).numpy())
+    assert stats.inside_peak_bytes <= smallest
+    assert any(layer.n_slices > 1 for layer in protected.manifest.plan.layers)
+    with pytest.raises(PlanError, match=str(smallest)):
+        protect_lowered(lowered, path, inside="all", budget_bytes=smallest - 1, force=True)
+
+
+def test_slicing_off_refuses_what_does_not_fit_whole(tmp_path):
+    lowered = make_lowered("shapes", 8)
+    smallest = protect_lowered(lowered, tmp_path / "a", inside="all").manifest.plan.smallest_budget_bytes
+    protect_lowered(lowered, tmp_path / "b", inside="all", budget_bytes=smallest)
+    with pytest.raises(PlanError, match="`up`"):
+        protect_lowered(lowered, tmp_path / "c", inside="all", budget_bytes=smallest, slicing="off")
+
+
+def test_every_layer_has_a_reason(tmp_path):
+    plan = protect_lowered(make_lowered("residual", 8), tmp_path / "m", inside="last:2").manifest.plan
+    assert [layer.inside for layer in plan.layers] == [False, False, False, True, True]
+    assert all(layer.reason for layer in plan.layers)
+    assert "last 2 of 5" in plan.layers[-1].reason
+
+
+def test_foreign_operations_run_in_torch_outside(tmp_path):
+    def forward(m, x):
+        x = torch.tanh(m.a(x))
+        first, second = torch.split(x, 2, dim=1)
+        return m.fc(torch.flatten(m.b(first * second), 1))
+
+    model = Lambda(forward, a=conv(3, 4), b=conv(2, 2), fc=nn.Linear(2 * 64, 5)).eval()
+    target = Target(model=model, name="mixed", input_shape=(3, 8, 8))
+    x = images((3, 8, 8), 3)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    for inside in ("none", "b", "fc", "b,fc"):
+        protected = protect(target, tmp_path / f"{inside}.cloister", inside=inside, bits=32)
+        assert "torch" in {step.world for step in protected.manifest.steps}
+        result, _ = run(protected.path, x.numpy())
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+    quantized = protect(target, tmp_path / "q", inside="b", bits=8, calibration=x.numpy())
+    result, _ = run(quantized.path, x.numpy())
+    np.testing.assert_allclose(result, expected, atol=0.1)
+
+
+def test_all_unsupported_operations_are_reported_at_once(tmp_path):
+    model = Lambda(lambda m, x: m.b(m.a(x).sigmoid()).tanh(), a=conv(3, 4), b=conv(4, 4)).eval()
+    target = Target(model=model, name="bad", input_shape=(3, 8, 8))
+    with pytest.raises(UnsupportedModel) as caught:
+        protect(target, tmp_path / "m", inside="all", bits=32)
+    assert [p[1] for p in caught.value.problems] == ["aten.sigmoid.default", "aten.tanh.default"]
+    assert not (tmp_path / "m").exists()
+
+
+def test_model_with_a_fixed_batch_of_one_runs_image_by_image(tmp_path):
+    model = Lambda(lambda m, x: m.b(torch.tanh(m.a(x)).view(1, 2, 2).flatten(1)), a=nn.Linear(4, 4), b=nn.Linear(4, 3))
+    target = Target(model=model.eval(), name="one", input_shape=(4,))
+    x = images((4,), 3)
+    with torch.no_grad():
+        expected = np.concatenate([model(row[None]).numpy() for row in x])
+    protected = protect(target, tmp_path / "m", inside="b", bits=32)
+    np.testing.assert_allclose(run(protected.path, x.numpy())[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_int8_without_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="int8 needs images"):
+        protect(make_target("twice"), tmp_path / "m", inside="all")
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 3, 12, 11), np.float32), np.zeros((4, 3, 12, 10))])
+def test_calibration_images_of_another_shape_or_dtype_are_refused(bad, tmp_path):
+    with pytest.raises(DataError, match="expected float32 of shape"):
+        protect(make_target("twice"), tmp_path / "m", inside="all", calibration=bad)
+
+
+def test_existing_output_is_kept(tmp_path):
+    path = tmp_path / "m.cloister"
+    path.write_bytes(b"precious")
+    with pytest.raises(OutputExists):
+        protect(make_target("twice"), path, inside="none", bits=32)
+    assert path.read_bytes() == b"precious"
+
+
+def test_the_same_call_gives_the_same_plan_and_answers(tmp_path):
+    target = make_target("concat")
+    x = images(target.input_shape, 40, seed=3).numpy()
+    manifests = [protect(target, tmp_path / str(i), inside="last:2", calibration=x, seed=5).manifest for i in range(2)]
+    assert manifests[0] == manifests[1]
+    np.testing.assert_array_equal(run(tmp_path / "0", x)[0], run(tmp_path / "1", x)[0])
+
+
+def test_protecting_does_not_change_the_model(tmp_path):
+    target = make_target("batch_norms")
+    before = {k: v.clone() for k, v in target.model.state_dict().items()}
+    protect(target, tmp_path / "m", inside="all", calibration=images(target.input_shape, 8).numpy())
+    assert all(torch.equal(v, before[k]) for k, v in target.model.state_dict().items())
