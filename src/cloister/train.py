@@ -384,8 +384,9 @@ def _train_epoch(run: _Run, dataset: Dataset, members: Indices, progress: Progre
         if progress is not None:
             text = f"epoch {epoch + 1}/{settings.epochs}, loss {losses[-1]:.4f}"
             progress.update(epoch * n_steps + step, settings.epochs * n_steps, text)
-    if not math.isfinite(sum(losses)):
-        raise UserError(f"the loss is not finite in epoch {epoch + 1}", "lower the learning rate")
+    weights = run.model.state_dict().values()
+    if not (math.isfinite(sum(losses)) and all(tensor.isfinite().all() for tensor in weights)):
+        raise UserError(f"loss or weights are not finite in epoch {epoch + 1}", "lower the learning rate")
     run.n_epochs_done += 1
     run.seconds += time.perf_counter() - began
 
