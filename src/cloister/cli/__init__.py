@@ -1,0 +1,103 @@
+"""The command line.
+
+`main` turns arguments into an exit code; each command is a file of its own; `ui` does all printing. Nothing here
+imports torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cloister import __version__
+from cloister.cli import ui
+from cloister.cli.demo import demo
+from cloister.cli.doctor import doctor
+from cloister.cli.inspect import inspect
+from cloister.cli.keys import keys
+from cloister.cli.protect import protect
+from cloister.cli.run import run
+from cloister.cli.train import train
+from cloister.errors import CloisterError
+
+__all__ = ["cloister", "main"]
+
+_OK, _USAGE, _FAILED, _INTERRUPTED = 0, 2, 3, 130
+
+_EPILOG = """\b
+Exit codes:
+    0  ok
+    2  wrong usage or bad input
+    3  failure of the enclave, of integrity, or unexpected
+  130  interrupted
+
+\b
+Environment:
+  CLOISTER_<COMMAND>_<OPTION>  default of an option, such as
+                               CLOISTER_PROTECT_BUDGET=4MiB
+  CLOISTER_NO_PROGRESS=1       no progress on stderr
+  CLOISTER_TRACEBACK=1         tracebacks with errors
+  NO_COLOR=1                   no colours
+"""
+
+
+class _Commands(click.Group):
+    """Commands in the order in which one uses them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="cloister", message="%(prog)s %(version)s")
+def cloister() -> None:
+    """Keep the part of a neural network that remembers its training data inside an enclave."""
+
+
+for _command in (demo, train, protect, run, inspect, keys, doctor):
+    cloister.add_command(_command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: its arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 ok, 2 usage or bad input, 3 failure, 130 interrupted.
+    """
+    try:
+        result: Any = cloister.main(
+            args=args, prog_name="cloister", standalone_mode=False, auto_envvar_prefix="CLOISTER"
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return _USAGE
+    except click.ClickException as error:
+        ui.failed(error, error.format_message(), _usage_hint(error))
+        return _USAGE
+    except (click.Abort, KeyboardInterrupt):
+        ui.say("cloister: interrupted")
+        return _INTERRUPTED
+    except CloisterError as error:
+        ui.failed(error)
+        return error.exit_code
+    except Exception as error:
+        ui.failed(error, f"unexpected {type(error).__name__}: {error}", _traceback_hint())
+        return _FAILED
+    return result if isinstance(result, int) else _OK
+
+
+def _usage_hint(error: click.ClickException) -> str | None:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"`{context.command_path} --help` explains its options" if context else None
+
+
+def _traceback_hint() -> str | None:
+    if ui.traceback_asked():
+        return None
+    return "run it again with CLOISTER_TRACEBACK=1 for the traceback, and report it if it is a fault of Cloister's"
