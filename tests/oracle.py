@@ -65,7 +65,7 @@ def finish(values: Array, op: ir.Op, out: ir.Tensor) -> Array:
     assert values.dtype == F32
     if out.dtype == "float32":
         return np.where(np.isnan(values), F32(lo), np.clip(values, F32(lo), F32(hi)))
-    rounded = np.rint(values).astype(np.float64) + out.zero_point
+    rounded = np.clip(np.rint(values), -1024, 1024) + out.zero_point  # exact, and far outside of every clamp
     return np.where(np.isnan(rounded), lo, np.clip(rounded, lo, hi)).astype(np.int8)
 
 
@@ -96,7 +96,7 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
         x = (x.astype(np.int16) - source.zero_point).astype(F32)
     n_units, *kernel, n_channels = op.weight.shape
     n_out = n_units // op.groups
-    acc = np.empty((len(x), *out.hwc), dtype=np.int64 if source.dtype == "int8" else F32)
+    acc = np.empty((len(x), *out.hwc), dtype=np.int32 if source.dtype == "int8" else F32)
     acc[:] = op.bias
     n_terms = op.weight[0].size
     for (ky, kx), (read, _) in zip(
@@ -108,17 +108,24 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
             weight = op.weight[units, ky, kx].T.astype(F32)  # (C_in / groups, O / groups)
             if source.dtype == "int8":
                 for k in range(0, n_channels, EXACT_TERMS):
-                    product = part[..., k : k + EXACT_TERMS] @ weight[k : k + EXACT_TERMS]
-                    acc[..., units] += product.astype(np.int64)
+                    acc[..., units] += product(part[..., k : k + EXACT_TERMS], weight[k : k + EXACT_TERMS]).astype(
+                        acc.dtype
+                    )
             elif n_terms <= sequential_terms:
                 for k in range(n_channels):
                     acc[..., units] = acc[..., units] + part[..., k, None] * weight[k]
             else:
-                acc[..., units] += part @ weight
+                acc[..., units] += product(part, weight)
     if source.dtype == "float32":
         return finish(acc, op, out)
-    assert np.abs(acc).max(initial=0) < 2**31
-    return finish(acc.astype(np.int32).astype(F32) * op.multiplier, op, out)
+    assert n_terms <= 65536  # then no sum leaves int32
+    assert np.abs(op.bias.astype(np.int64)).max() < 2**30
+    return finish(acc.astype(F32) * op.multiplier, op, out)
+
+
+def product(part: Array, weight: Array) -> Array:
+    """(..., k) times (k, units) as one large matrix product."""
+    return (part.reshape(-1, part.shape[-1]) @ weight).reshape(*part.shape[:-1], -1)
 
 
 @functools.singledispatch

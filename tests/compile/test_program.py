@@ -523,6 +523,24 @@ def test_what_differs_in_name_or_in_one_bit_is_not_shared(second_layer):
     assert len(program.slices) == 2
 
 
+def test_affine_operations_share_only_with_their_like():
+    names = [tensor(name, "float32", 4) for name in "abcde"]
+    ones, wide = np.ones(4, np.float32), np.ones((4, 4), np.float32)
+
+    def affine(source, target, slope):
+        shift, clamp = np.zeros(4, np.float32), (-1.0, 1.0)
+        return ir.Affine(inputs=(source,), output=target, layer="bn", slope=slope, shift=shift, clamp=clamp)
+
+    ops = [
+        affine("a", "b", ones),
+        linear("b", "c", wide, ones, layer="bn"),
+        affine("c", "d", ones.copy()),
+        linear("d", "e", wide[:, :2].repeat(2, axis=1)[:, :3], ones, layer="bn"),
+    ]
+    program = build_outside(graph := graph_of(names, ops), (strategies.whole(graph),))
+    assert [op[4:6] for op in decode(program.data).ops] == [(0, 1), (1, 1), (0, 1), (2, 1)]
+
+
 def test_sums_that_could_overflow_are_refused_all_at_once():
     wide = np.ones((1, 65537), np.int8)
     one = np.ones(1, np.float32)

@@ -221,7 +221,7 @@ def _arrays(op: Conv | Affine) -> list[npt.NDArray[np.generic]]:
 
 
 def _same_bits(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> bool:
-    """Whether two arrays hold the same bytes; 0.0 and -0.0 differ, two NaNs need not."""
+    """Whether two arrays hold the same bytes: 0.0 and -0.0 differ, and a NaN equals itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     first, second = (np.ascontiguousarray(x).view(np.uint8) for x in (a, b))

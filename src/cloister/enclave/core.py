@@ -95,7 +95,7 @@ class OutsideProgram:
 
     Args:
         program: in the binary format of `docs/spec/program.md`.
-        constants: its clear slices, each at its store offset.
+        constants: its clear slices, each at its store offset; a memoryview of bytes saves a copy.
 
     Attributes:
         stages: payload sizes of its stages.
@@ -105,7 +105,7 @@ class OutsideProgram:
         EnclaveUnavailable: if the interpreter's library is missing or does not load.
     """
 
-    def __init__(self, program: bytes, constants: bytes) -> None:
+    def __init__(self, program: bytes, constants: bytes | memoryview) -> None:
         self._library = _load_library()
         self._program = _aligned(program)
         self._constants = _aligned(constants)
@@ -185,7 +185,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _aligned(data: bytes) -> _Bytes:
+def _aligned(data: bytes | memoryview) -> _Bytes:
     """`data` at a multiple of 64; a copy only where it must be, since constants can be large."""
     array = np.frombuffer(data, dtype=np.uint8)
     if array.ctypes.data % _ALIGNMENT == 0:
