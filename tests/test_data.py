@@ -243,6 +243,22 @@ def test_npz_with_a_member_that_is_no_array_is_refused(tmp_path):
         load_dataset(spec)
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
+def test_file_that_is_no_npz_is_refused(tmp_path, content):
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"set\.npz"):
+        load_dataset(str(tmp_path / "set.npz"))
+
+
+def test_npz_that_claims_a_huge_array_is_refused(tmp_path):
+    spec = write_npz(tmp_path, **{k: v for k, v in npz_arrays().items() if k != "y_test"})
+    with zipfile.ZipFile(spec, "a") as archive, archive.open("y_test.npy", "w") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15,)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match=r"cannot read|cannot be read"):
+        load_dataset(spec)
+
+
 @settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, 400), at=st.integers(0, 2500), byte=st.integers(0, 255))
 def test_changed_npz_is_read_or_refused_by_name(tmp_path_factory, cut, at, byte):
@@ -283,6 +299,15 @@ def test_image_folder_needs_a_test_part_images_and_known_classes(tmp_path):
     (tmp_path / "pets/test/cat").mkdir()
     with pytest.raises(DataError, match="`cat`"):
         load_dataset(str(tmp_path / "pets"))
+
+
+def test_dataset_of_other_arrays_is_refused():
+    x = np.zeros((2, 8, 8), np.int16)
+    with pytest.raises(DataError, match="uint8 or float32.*outside or not finite"):
+        Dataset(
+            name="d", x_train=x, y_train=np.arange(2), n_classes=2,
+            x_test=np.full((2, 1, 8, 8), 2, np.float32), y_test=np.arange(2),
+        )  # fmt: skip
 
 
 # --- the cut ---

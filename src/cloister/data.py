@@ -330,7 +330,8 @@ def _load_npz(path: Path) -> Dataset:
 def _read_npz(path: Path) -> dict[str, _Array]:
     wanted = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Not numpy.load: it takes other kinds of files too, and leaves a damaged one open.
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             missing = [name for name in wanted if name not in archive.files]
             if missing:
                 raise DataError(
