@@ -303,7 +303,7 @@ def test_image_folder_needs_a_test_part_images_and_known_classes(tmp_path):
 
 def test_dataset_of_other_arrays_is_refused():
     x = np.zeros((2, 8, 8), np.int16)
-    with pytest.raises(DataError, match="uint8 or float32.*outside or not finite"):
+    with pytest.raises(DataError, match=r"uint8 or float32.*outside or not finite"):
         Dataset(
             name="d", x_train=x, y_train=np.arange(2), n_classes=2,
             x_test=np.full((2, 1, 8, 8), 2, np.float32), y_test=np.arange(2),

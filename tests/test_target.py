@@ -127,6 +127,15 @@ def test_function_in_the_working_directory_is_called(user_code):
     assert sys.path == before
 
 
+def test_function_draws_seeded_weights_and_leaves_the_global_generator_alone(user_code):
+    module = user_code("def net():\n    return torch.nn.Linear(4, 2)\n")
+    before = torch.get_rng_state()
+    one, same, other = (load_target(f"{module}:net", input_shape=(4,), seed=seed).model.weight for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 def test_function_may_return_a_target(user_code):
     module = user_code(
         "def net():\n    return target.Target(model=torch.nn.Flatten().train(), name='mine', input_shape=(1, 8, 8))\n"

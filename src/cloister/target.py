@@ -109,7 +109,7 @@ def load_target(
         weights: safetensors, or a PyTorch file of tensors (.pt, .pth, .bin); all names and shapes must agree.
         input_shape: of one input, without the batch axis; not needed where checkpoint, Target or file tell.
         n_classes: number of classes K; likewise.
-        seed: of a zoo model's initial weights.
+        seed: of initial weights, in [0, 2**63): the global generator is seeded with it while a function runs.
 
     Returns:
         The target, in evaluation mode.
@@ -131,7 +131,7 @@ def load_target(
     elif spec.endswith(".pt2"):
         target = _load_pt2(Path(spec), input_shape, n_classes)
     elif ":" in spec:
-        target = _load_function(spec, input_shape, n_classes)
+        target = _load_function(spec, input_shape, n_classes, seed)
     else:
         raise TargetError(
             f"expected `zoo:NAME`, `package.module:function` or a .pt2 file as target, but got `{spec}`",
@@ -198,8 +198,11 @@ def _load_zoo(
     return Target(model=model, name=name, input_shape=tuple(shape), n_classes=n_classes)
 
 
-def _load_function(spec: str, shape: Shape | None, n_classes: int | None) -> Target:
-    made = _call_function(spec)
+def _load_function(spec: str, shape: Shape | None, n_classes: int | None, seed: int) -> Target:
+    # The same call gives the same initial weights, or no interrupted training could go on.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        made = _call_function(spec)
     if isinstance(made, Target):
         shape = _agree("input shape", f"target `{spec}`", made.input_shape, shape)
         n_classes = _agree("number of classes", f"target `{spec}`", made.n_classes, n_classes)
