@@ -142,7 +142,7 @@ static cl_region map_file(const char *text, const char *name, int protection)
 
 static void open_heap(const char *text)
 {
-    const long long least = 65536, most = 1ll << 40;
+    const long long least = 8192, most = 1ll << 40;
     long long n_bytes = read_number(text, "--heap", most);
     if (n_bytes < least) {
         fail(EXIT_USAGE, "--heap must be at least %lld bytes", least);
