@@ -71,7 +71,7 @@ def _show(result: DemoResult, out: Path | None) -> None:
         "cloister run model.cloister --data DATA",
         "cloister inspect model.cloister",
     ]
-    ui.next_steps("Next, with a model and data of your own", commands)
+    ui.next_steps("Next, with data of your own: an .npz file, or a folder of idx files or images", commands)
 
 
 def _show_setting(result: DemoResult) -> None:
@@ -79,7 +79,7 @@ def _show_setting(result: DemoResult) -> None:
         ("model", f"{result.model}, trained on {ui.number(result.n_members)} images of {result.data}"),
         ("inside", ", ".join(result.inside_layers)),
         ("outside", ", ".join(result.outside_layers)),
-        ("slices", f"{result.n_slices}, of which {result.n_streamed} stream through the budget one at a time"),
+        ("slices", f"{result.n_slices}, of which {result.n_streamed} stream: opened one at a time, when their turn comes"),
     ]
     ui.fields("Protected", rows)
 
@@ -101,7 +101,7 @@ def _show_cost(result: DemoResult) -> None:
     rows = [
         (
             "inside memory",
-            f"peak {peak} of a budget of {budget}, for {format_bytes(result.inside_weight_bytes)} weights",
+            f"peak {peak} of a budget of {budget}; the weights inside have {format_bytes(result.inside_weight_bytes)}",
         ),
         ("time", f"{result.time_ratio:.2f} times that of nothing inside (median of {result.n_timings} pairs of runs)"),
         ("crosses an image", f"{format_bytes(result.bytes_in)} in, {format_bytes(result.bytes_out)} out"),
@@ -119,4 +119,4 @@ def _show_view(result: DemoResult) -> None:
         ("does not see", "the weights inside, and what is computed between them"),
     ]
     ui.fields("An outsider", rows)
-    ui.fields("", [("note", f"the local enclave isolates a process, not hardware: {result.isolation}")])
+    ui.fields("", [("note", "the local enclave isolates a process, not hardware: root can look into it")])

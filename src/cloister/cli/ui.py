@@ -145,7 +145,8 @@ def ago(seconds: float) -> str:
 
 def say(text: str) -> None:
     """Tell the user something that is not data."""
-    _console(stderr=True).print(Text(text, style="dim"))
+    console = _console(stderr=True)
+    console.print(Text(text, style="dim"), soft_wrap=not console.is_terminal)
 
 
 def traceback_asked() -> bool:
@@ -166,14 +167,16 @@ def failed(error: BaseException, message: str | None = None, hint: str | None = 
     if isinstance(error, CloisterError):
         hint = hint or error.hint
     console = _console(stderr=True)
-    console.print(Text.assemble("cloister: ", ("error", "bold red"), f": {message or error}"))
+    # Words wrap on a terminal; a log keeps a message in one line, so that it can be searched.
+    whole = not console.is_terminal
+    console.print(Text.assemble("cloister: ", ("error", "bold red"), f": {message or error}"), soft_wrap=whole)
     if isinstance(error, UnsupportedModel) and error.problems:
         console.print()
         table("", ["layer", "operator", "reason"], error.problems, stderr=True)
     elif hint:
         console.print()
     if hint:
-        console.print(Text.assemble(("hint", "bold"), f": {hint}"))
+        console.print(Text.assemble(("hint", "bold"), f": {hint}"), soft_wrap=whole)
 
 
 # --- Progress ------------------------------------------------------------------------------------------------------

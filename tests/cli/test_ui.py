@@ -1,0 +1,54 @@
+"""Tables, spans of time and progress."""
+
+import pytest
+
+from cloister.cli import ui
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (9.4, "9 s"), (65, "1 min 5 s"), (3600, "1 h 0 min"), (7384, "2 h 3 min")]
+)
+def test_spans_of_time(seconds, text):
+    assert ui.ago(seconds) == text
+
+
+def test_numbers():
+    assert ui.number(1234567) == "1,234,567"
+    assert ui.percent(0.97222) == "97.22 %"
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_tables_keep_to_the_width_and_end_lines_without_spaces(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    ui.table("Title", ["a", "b", "c"], [("x" * 30, "words of some length in a cell", "3")] * 2, right="c")
+    ui.fields("", [("name", "words " * 30)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(line == line.rstrip() for line in lines)
+    assert "".join(lines).count("x") == 60
+
+
+def test_next_steps_are_never_wrapped(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "20")
+    ui.next_steps("Next", ["cloister run a-long-name.cloister --data somewhere"])
+    assert "  cloister run a-long-name.cloister --data somewhere\n" in capsys.readouterr().out
+
+
+def test_progress_in_a_log_is_seldom(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(ui.time, "monotonic", lambda: next(clock))
+    with ui.progress() as progress:
+        for done in range(1, 11):
+            progress.update(done, 10, "working")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[0] == "working: 3 of 10, about 28 s left"
+    assert len(captured.err.splitlines()) == 3
+
+
+def test_progress_can_be_turned_off(monkeypatch, capsys):
+    monkeypatch.setattr(ui, "_LOG_EVERY_S", 0)
+    monkeypatch.setenv("CLOISTER_NO_PROGRESS", "1")
+    with ui.progress() as progress:
+        progress.update(1, 2, "working")
+    assert capsys.readouterr().err == ""
