@@ -30,7 +30,7 @@ _EPOCHS = 14
 _BATCH_SIZE = 32
 _INSIDE = "last:4"
 #: Well below the weights of the layers inside, so that they are cut into slices and streamed.
-BUDGET_BYTES = 16 << 10
+BUDGET_BYTES = 12 << 10
 _N_TIMINGS = 7
 
 _Floats = npt.NDArray[np.float32]

@@ -52,7 +52,9 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="cloister", message="%(prog)s %(version)s", allow_from_autoenv=False)
+@click.version_option(
+    __version__, "-V", "--version", prog_name="cloister", message="%(prog)s %(version)s", allow_from_autoenv=False
+)
 def cloister() -> None:
     """Keep the part of a neural network that remembers its training data inside an enclave."""
 

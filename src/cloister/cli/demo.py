@@ -79,7 +79,10 @@ def _show_setting(result: DemoResult) -> None:
         ("model", f"{result.model}, trained on {ui.number(result.n_members)} images of {result.data}"),
         ("inside", ", ".join(result.inside_layers)),
         ("outside", ", ".join(result.outside_layers)),
-        ("slices", f"{result.n_slices}, of which {result.n_streamed} stream: opened one at a time, when their turn comes"),
+        (
+            "slices",
+            f"{result.n_slices}, of which {result.n_streamed} stream: opened one at a time, when their turn comes",
+        ),
     ]
     ui.fields("Protected", rows)
 
@@ -113,7 +116,8 @@ def _show_view(result: DemoResult) -> None:
     from cloister.cli.plans import describe_crossing
 
     rows = [
-        ("sees", f"the layers outside: {', '.join(result.outside_layers)}"),
+        ("sees", "the architecture"),
+        ("", f"the weights outside: {', '.join(result.outside_layers)}"),
         *(("", describe_crossing(crossing)) for crossing in result.crossings),
         ("", f"{format_bytes(result.sealed_bytes)} of ciphertext"),
         ("does not see", "the weights inside, and what is computed between them"),

@@ -117,6 +117,8 @@ def _read_npy(path: Path) -> _Floats:
         raise InputError(f"{path}: expected a .npy file of float32: {error}", "write it with numpy.save") from error
     if array.dtype != np.float32:
         raise InputError(f"{path}: expected float32, but got {array.dtype}", "convert it with x.astype(numpy.float32)")
+    if array.ndim == 0:
+        raise InputError(f"{path}: expected images, the first axis counting them, but got a single number")
     return array
 
 
