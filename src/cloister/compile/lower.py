@@ -217,9 +217,17 @@ class _Lowering:
         return _Result(tensor=tensor, clamp=clamp, node=last)
 
     def _quantized_tensor(self, node: fx.Node, shape: tuple[int, ...]) -> ir.Tensor:
+        """The result of a quantize node, named after what it quantizes."""
         arguments: Any = node.args
         scale, zero_point = (self.constants.get(arg, arg) for arg in arguments[1:3])
-        return ir.Tensor(name=node.name, dtype="int8", shape=shape, scale=float(scale), zero_point=int(zero_point))
+        name = f"{arguments[0].name}.int8"
+        return ir.Tensor(
+            name=node.name if name in self.tensors else name,
+            dtype="int8",
+            shape=shape,
+            scale=float(scale),
+            zero_point=int(zero_point),
+        )
 
     def _finish(self, result: _Result) -> None:
         self.values[result.node] = self._define(result.tensor)
@@ -241,16 +249,14 @@ class _Lowering:
     # ---- scales ----------------------------------------------------------------------------------------------
 
     def _quantize(self, node: fx.Node) -> None:
-        value = self._value(node.args[0])
-        source = self.tensors[value.name]
+        source = self.tensors[self._value(node.args[0]).name]
         result = self._quantized_tensor(node, source.shape)
-        same = (source.scale, source.zero_point) == (result.scale, result.zero_point)
+        if (source.dtype, source.scale, source.zero_point) == (result.dtype, result.scale, result.zero_point):
+            self.values[node] = source
+            return
         self.values[node] = self._define(result)
-        if source.dtype == "int8" and same:
-            self.ops.append(ir.Alias(inputs=(source.name,), output=result.name))
-        else:
-            multiplier = source.scale / result.scale if source.dtype == "int8" else 1.0 / result.scale
-            self._copy(source, result, multiplier, (-128, 127))
+        multiplier = source.scale / result.scale if source.dtype == "int8" else 1.0 / result.scale
+        self._copy(source, result, multiplier, (-128, 127))
 
     def _dequantize(self, node: fx.Node) -> None:
         self.values[node] = _View(self._value(node.args[0]).name)
