@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import cloister
-from cloister.protect import lower_target, protect_lowered
+from cloister.protection import lower_target, protect_lowered
 
 DATA = {
     "vgg7": "MNIST",

@@ -13,8 +13,8 @@ import torch
 import cloister
 from cloister import load_dataset, load_target
 from cloister.errors import PlanError
-from cloister.protect import lower_target, protect_lowered
-from cloister.train import train
+from cloister.protection import lower_target, protect_lowered
+from cloister.trainer import train
 from tests import oracle
 
 DATA = os.environ.get("CLOISTER_DATA")

@@ -13,9 +13,9 @@ from cloister.errors import CloisterError
 if TYPE_CHECKING:
     from cloister.data import Dataset, load_dataset
     from cloister.enclave.session import Session, Stats, load
-    from cloister.protect import Protected, protect
+    from cloister.protection import Protected, protect
     from cloister.target import Target, load_target
-    from cloister.train import TrainResult, train
+    from cloister.trainer import TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -36,16 +36,16 @@ __all__ = [
 
 _HOMES = {
     "Dataset": "data",
-    "Protected": "protect",
+    "Protected": "protection",
     "Session": "enclave.session",
     "Stats": "enclave.session",
     "Target": "target",
-    "TrainResult": "train",
+    "TrainResult": "trainer",
     "load": "enclave.session",
     "load_dataset": "data",
     "load_target": "target",
-    "protect": "protect",
-    "train": "train",
+    "protect": "protection",
+    "train": "trainer",
 }
 
 

@@ -18,9 +18,9 @@ from cloister.bundle.manifest import Manifest
 from cloister.data import Dataset, load_dataset
 from cloister.enclave.session import Session, Stats, load
 from cloister.progress import Progress
-from cloister.protect import lower_target, protect_lowered
+from cloister.protection import lower_target, protect_lowered
 from cloister.target import Target, load_target, with_members
-from cloister.train import train
+from cloister.trainer import train
 
 __all__ = ["Accuracy", "Agreement", "DemoResult", "run_demo"]
 

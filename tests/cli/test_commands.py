@@ -358,7 +358,7 @@ def test_train_then_protect_with_its_members(call, tmp_path):
 def test_protect_takes_the_same_images_as_the_library(call, tmp_path):
     """Members by the checkpoint's cut, not all training images: the scales in the manifest tell."""
     from cloister import load_dataset, load_target
-    from cloister.protect import protect
+    from cloister.protection import protect
     from cloister.target import with_members
 
     assert call(*TRAIN, "-o", "w.safetensors").code == 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cloister.data import Dataset
-    from cloister.protect import Protected
+    from cloister.protection import Protected
     from cloister.target import Target
 
 __all__ = ["protect"]
@@ -91,7 +91,7 @@ def protect(target: str, out: Path | None, devices: tuple[str, ...], force: bool
     """
     out = out or Path(_stem(target, choices["weights"]) + ".cloister")
     options.refuse_existing(out, force=force)
-    from cloister.protect import protect as run_protect
+    from cloister.protection import protect as run_protect
 
     loaded, dataset = _load(target, choices)
     with ui.progress() as progress:
@@ -142,7 +142,7 @@ def _calibration(target: Target, dataset: Dataset | None, seed: int) -> npt.NDAr
     import numpy as np
 
     from cloister.data import split
-    from cloister.protect import N_CALIBRATION
+    from cloister.protection import N_CALIBRATION
 
     indices = np.arange(dataset.n_train)
     known = target.checkpoint

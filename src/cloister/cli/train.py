@@ -12,7 +12,7 @@ import msgspec
 from cloister.cli import options, ui
 
 if TYPE_CHECKING:
-    from cloister.train import TrainResult
+    from cloister.trainer import TrainResult
 
 __all__ = ["train"]
 
@@ -84,7 +84,7 @@ def train(
     options.refuse_existing(out, force=force)
     from cloister.data import load_dataset
     from cloister.target import load_target
-    from cloister.train import train as run_training
+    from cloister.trainer import train as run_training
 
     dataset = load_dataset(data)
     loaded = load_target(target, input_shape=dataset.input_shape, n_classes=dataset.n_classes, seed=seed)

@@ -16,7 +16,7 @@ from cloister import zoo
 from cloister.data import Dataset, load_dataset, split
 from cloister.errors import DataError, OutputExists, TargetError, UserError
 from cloister.target import Target, load_checkpoint, load_target, with_members
-from cloister.train import evaluate, train
+from cloister.trainer import evaluate, train
 
 REAL = os.environ.get("CLOISTER_DATA")
 needs_real = pytest.mark.skipif(REAL is None, reason="CLOISTER_DATA names no folder of data sets")
@@ -175,7 +175,7 @@ import os, signal, sys
 sys.path[:0] = {path!r}
 from test_train import SETTINGS, Recorder, small_target
 from cloister.data import load_dataset
-from cloister.train import train
+from cloister.trainer import train
 from pathlib import Path
 kill = Recorder(8, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(small_target(), load_dataset("digits"), out=Path({out!r}), progress=kill, **SETTINGS)

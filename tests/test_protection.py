@@ -7,7 +7,7 @@ from torch import nn
 
 import cloister
 from cloister.errors import DataError, OutputExists, PlanError, UnsupportedModel
-from cloister.protect import lower_target, protect, protect_lowered
+from cloister.protection import lower_target, protect, protect_lowered
 from cloister.target import Target
 from tests import oracle
 from tests.models import MODELS, Lambda, build, conv, images
