@@ -401,7 +401,7 @@ static void test_resume_gives_the_same(void)
 static void test_interface_refuses(void)
 {
     assembly a = everything(0);
-    uint8_t program[8192], constants[4096] = {0}, in[80], out[480];
+    uint8_t program[8192], constants[4096] = {0}, in[80] = {0}, out[480];
     uint64_t need = 0;
     uint32_t n = assemble(&a, program);
     const uint32_t *last = a.slices[a.n_slices - 1];

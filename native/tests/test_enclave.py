@@ -1,0 +1,151 @@
+"""The real process: starts, protections, and frames that nobody should send.
+
+`python test_enclave.py BINARY [SEED [ROUNDS]]`; a binary built with sanitizers must never report anything.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+
+from enclave_client import (
+    BOTH, INPUT, OUTPUT, PAYLOAD, STORE, Bundle, Enclave, linear_program, state_folder, words,
+)
+
+IMAGES, EXPECTED = bytes(range(1, 9)), struct.pack("8b", 2, 4, -3, -4, 10, 12, -7, -8)
+ALLOWED_EXITS = {0, 3}
+
+
+def started(binary: str, state: str, **options: int) -> tuple[Enclave, Bundle]:
+    """An enclave and a bundle for it."""
+    enclave = Enclave(binary, state, **options)
+    program, slices = linear_program()
+    return enclave, Bundle(enclave.info()[24:56], program, slices)
+
+
+def check_whole_path(binary: str) -> None:
+    """Load and run; the key survives a restart; protections are on."""
+    state = state_folder()
+    enclave, bundle = started(binary, state)
+    assert enclave.load(bundle) == 0
+    sealed = b"".join(bundle.slices)
+    assert enclave.run(0, IMAGES, 2, 8, sealed=sealed, count=2) == (0, (0, 0, 2), EXPECTED)
+    stats = enclave.stats()
+    assert stats[2:6] == (1, 2, 4, 96), stats
+    assert enclave.end() == (0, "")
+
+    again = Enclave(binary, state)
+    flags = struct.unpack_from("<I", again.info(), 8)[0]
+    assert flags & 7 == 7, flags
+    assert again.load(bundle) == 0
+    assert again.end() == (0, "")
+    other = Enclave(binary, state_folder())
+    assert other.load(bundle) == 0xFFFF0001
+    assert other.end() == (0, "")
+
+
+def check_refused_starts(binary: str) -> None:
+    """Missing and wrong options are named; open state folders are refused."""
+    def start(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    assert start() == (2, start()[1]) and "--socket" in start()[1]
+    assert start("--heap")[0] == 2
+    assert start("--color", "1")[0] == 2
+    code, said = start("--socket", "0", "--payload", "0", "--store", "0", "--state", "/x", "--heap", "9")
+    assert code == 2 and "socket" in said, said
+    state = state_folder()
+    os.mkdir(state, 0o755)
+    os.chmod(state, 0o755)
+    enclave = Enclave(binary, state)
+    code, said = enclave.end()
+    assert code == 3 and "0700" in said, said
+
+
+def check_bad_parameters(binary: str) -> None:
+    """Parameters outside their region, or of the wrong kind for it."""
+    enclave, _ = started(binary, state_folder())
+    size = 1 << 20
+    for param in [
+        (OUTPUT, PAYLOAD, size - 127, 128), (OUTPUT, PAYLOAD, size + 1, 0), (OUTPUT, PAYLOAD, (1 << 64) - 64, 128),
+        (OUTPUT, PAYLOAD, 0, (1 << 64) - 1), (OUTPUT, STORE, 0, 0), (BOTH, STORE, 0, 0), (INPUT, STORE, 0, 1),
+        (INPUT, 0, 0, 0), (INPUT, 3, 0, 0), (4, PAYLOAD, 0, 0), (0, PAYLOAD, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1),
+    ]:
+        assert enclave.call(1, param)[0] == 0xFFFF0006, param
+    assert enclave.call(99)[0] == 0xFFFF0009
+    enclave.info()
+    assert enclave.exchange(b"CLRX" + bytes(108)) is None
+    code, said = enclave.end()
+    assert code == 3 and "malformed" in said, (code, said)
+
+
+def wild_frame(rng: random.Random, enclave: Enclave, bundle: Bundle) -> bytes:
+    """A frame that is right in most places, or nothing like one."""
+    if rng.random() < 0.02:
+        return rng.randbytes(112)
+    command = rng.choice([1, 2, 2, 3, 3, 3, 3, 4, rng.getrandbits(32)])
+    n_program, count = len(bundle.program), rng.choice([0, 1, 2])
+    shapes = {
+        1: [(OUTPUT, PAYLOAD, 0, 128)], 4: [(OUTPUT, PAYLOAD, 0, 64)],
+        2: [(INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, n_program), (OUTPUT, PAYLOAD, 128, 32)],
+        3: [(BOTH, PAYLOAD, 8192, 64), (INPUT, PAYLOAD, 4096, 8), (OUTPUT, PAYLOAD, 4200, 8),
+            (INPUT, PAYLOAD, 5000, 40 * count)],
+    }
+    params = [list(p) for p in shapes.get(command, [])] + [[0, 0, 0, 0]] * 4
+    enclave.write(0, bundle.request)
+    enclave.write(256, bundle.program)
+    enclave.write(5000, b"".join(bundle.slices))
+    enclave.write(8192, words(0, 2, 0, count, rng.choice([0, 0, 1])) + bytes(44))
+    for _ in range(rng.choice([0, 0, 1, 1, 2, 5])):
+        where = rng.random()
+        if where < 0.5:
+            at = rng.choice([rng.randrange(9000), rng.randrange(8192, 8256), rng.randrange(128)])
+            enclave.write(at, rng.randbytes(rng.choice([1, 4])))
+        else:
+            param = list(params[rng.randrange(4)])
+            param[rng.randrange(4)] = rng.choice([0, 1, 2, 3, 4, 64, 4096, 1 << 20, rng.getrandbits(64)])
+            param[0] &= 0xFFFFFFFF
+            param[1] &= 0xFFFFFFFF
+            params[rng.randrange(4)] = param
+    frame = b"CLRQ" + words(rng.getrandbits(32), command, 0 if rng.random() < 0.99 else 1)
+    return frame + b"".join(struct.pack("<IIQQ", *p) for p in params[:4])
+
+
+def check_wild_frames(binary: str, seed: int, rounds: int) -> None:
+    """The process answers or ends; it never crashes."""
+    rng = random.Random(seed)
+    state = state_folder()
+    answers: dict[int, int] = {}
+    while rounds > 0:
+        enclave, bundle = started(binary, state)
+        answer: bytes | None = b""
+        for _ in range(min(rounds, 400)):
+            rounds -= 1
+            answer = enclave.exchange(wild_frame(rng, enclave, bundle))
+            if answer is None:
+                break
+            result = struct.unpack_from("<I", answer, 8)[0]
+            answers[result] = answers.get(result, 0) + 1
+        code, said = enclave.end()
+        assert code in ALLOWED_EXITS and "Sanitizer" not in said and "runtime error" not in said, (code, said)
+        assert (answer is None) == (code == 3), (code, said)
+    print("seed", seed, "answers", {hex(k): n for k, n in sorted(answers.items())})
+
+
+def main() -> None:
+    """Run all checks against one binary."""
+    binary = sys.argv[1]
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 20260803
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 4000
+    check_whole_path(binary)
+    check_refused_starts(binary)
+    check_bad_parameters(binary)
+    check_wild_frames(binary, seed, rounds)
+
+
+if __name__ == "__main__":
+    main()

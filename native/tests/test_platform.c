@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The GlobalPlatform API on POSIX, and what the trusted application builds on
+ * it: heap, objects, storage, published vectors, HPKE.
+ */
+#define _GNU_SOURCE
+#include "crypto.h"
+#include "device.h"
+#include "device_key.h"
+#include "hpke.h"
+#include "../../vectors/hpke.h"
+
+static void from_hex(uint8_t *to, const char *hex)
+{
+    for (; *hex != 0; hex += 2) {
+        unsigned value = 0;
+        CHECK(sscanf(hex, "%2x", &value) == 1);
+        *to++ = (uint8_t)value;
+    }
+}
+
+/* ---- Heap -------------------------------------------------------------- */
+
+static void test_heap_joins_and_limits(void)
+{
+    size_t before = cl_ta_heap.live_bytes;
+    void *a = TEE_Malloc(100, 0), *b = TEE_Malloc(200, 0);
+    void *c = TEE_Malloc(300, 0);
+    CHECK(a != NULL && b != NULL && c != NULL);
+    CHECK((uintptr_t)a % 16 == 0 && (uintptr_t)b % 16 == 0);
+    CHECK(TEE_Malloc(cl_ta_heap.n_bytes, 0) == NULL);
+    CHECK(TEE_Malloc(SIZE_MAX, 0) == NULL);
+    TEE_Free(a);
+    TEE_Free(b);
+    void *joined = TEE_Malloc(310, 0);
+    CHECK(joined == a);
+    TEE_Free(c);
+    TEE_Free(joined);
+    TEE_Free(NULL);
+    CHECK_EQ(cl_ta_heap.live_bytes, before);
+}
+
+static void test_heap_survives_random_use(void)
+{
+    uint8_t *held[32] = {0};
+    size_t sizes[32] = {0};
+    uint32_t seed = 7;
+    size_t before = cl_ta_heap.live_bytes;
+    for (int i = 0; i < 20000; i++) {
+        uint32_t k = below(&seed, 32);
+        for (size_t j = 0; held[k] != NULL && j < sizes[k]; j++) {
+            CHECK_EQ(held[k][j], k);
+        }
+        TEE_Free(held[k]);
+        sizes[k] = below(&seed, 2000);
+        held[k] = TEE_Malloc(sizes[k], 0);
+        if (held[k] != NULL) {
+            memset(held[k], (int)k, sizes[k]);
+        }
+    }
+    for (int k = 0; k < 32; k++) {
+        TEE_Free(held[k]);
+    }
+    CHECK_EQ(cl_ta_heap.live_bytes, before);
+    CHECK(cl_ta_heap.peak_bytes <= cl_ta_heap.n_bytes);
+}
+
+/* ---- Published vectors ------------------------------------------------- */
+
+static void test_sha256_and_hmac(void)
+{
+    uint8_t got[32], expected[32], key[32] = {0};
+    from_hex(expected, "ba7816bf8f01cfea414140de5dae2223"
+                       "b00361a396177a9cb410ff61f20015ad");
+    CHECK(cl_sha256(got, "abc", 3) == TEE_SUCCESS);
+    CHECK(memcmp(got, expected, 32) == 0);
+    /* RFC 4231, case 2: the key "Jefe" padded with zeros is the same key */
+    memcpy(key, "Jefe", 4);
+    cl_piece pieces[] = {{"what do ya want ", 16}, {NULL, 0},
+                         {"for nothing?", 12}};
+    from_hex(expected, "5bdcc146bf60754e6a042426089575c7"
+                       "5a003f089d2739839dec58b964ec3843");
+    CHECK(cl_hmac(got, key, pieces, 3) == TEE_SUCCESS);
+    CHECK(memcmp(got, expected, 32) == 0);
+}
+
+/* Test case 16 of the GCM specification. */
+static void test_gcm(void)
+{
+    uint8_t key[32], nonce[12], text[60], expected[60], aad[20], tag[16];
+    TEE_OperationHandle operation = NULL;
+    from_hex(key, "feffe9928665731c6d6a8f9467308308"
+                  "feffe9928665731c6d6a8f9467308308");
+    from_hex(nonce, "cafebabefacedbaddecaf888");
+    from_hex(aad, "feedfacedeadbeeffeedfacedeadbeefabaddad2");
+    from_hex(tag, "76fc6ece0f4e1768cddf8853bb2d551b");
+    from_hex(text, "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd"
+                   "2555d1aa8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0a"
+                   "bcc9f662");
+    from_hex(expected, "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c"
+                       "303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5"
+                       "aa0de657ba637b39");
+    CHECK(cl_gcm_key(&operation, key) == TEE_SUCCESS);
+    CHECK(cl_gcm_open(operation, text, 60, tag, nonce, aad, 20) ==
+          TEE_SUCCESS);
+    CHECK(memcmp(text, expected, 60) == 0);
+    tag[0] ^= 1;
+    CHECK(cl_gcm_open(operation, text, 60, tag, nonce, aad, 20) ==
+          TEE_ERROR_MAC_INVALID);
+    for (int i = 0; i < 60; i++) {
+        CHECK_EQ(text[i], 0);
+    }
+    TEE_FreeOperation(operation);
+}
+
+/* RFC 7748, section 6.1. */
+static void test_x25519(void)
+{
+    uint8_t alice[32], alice_public[32], bob_public[32], shared[32];
+    uint8_t expected[32];
+    TEE_ObjectHandle key = NULL;
+    from_hex(alice, "77076d0a7318a57d3c16c17251b26645"
+                    "df4c2f87ebc0992ab177fba51db92c2a");
+    from_hex(alice_public, "8520f0098930a754748b7ddcb43ef75a"
+                           "0dbf3a0d26381af4eba4a98eaa9b4e6a");
+    from_hex(bob_public, "de9edb7d7b7dc1b4d35b61c2ece43537"
+                         "3f8343c85b78674dadfc7e146f882b4f");
+    from_hex(expected, "4a5d9d5ba4ce2de1728e3bf480350f25"
+                       "e07e21c947d19e3376f09b3c1e161742");
+    put_device_key(alice, alice_public, 0600);
+    CHECK(cl_device_key_open(&key) == TEE_SUCCESS);
+    CHECK(cl_device_key_public(key, shared) == TEE_SUCCESS);
+    CHECK(memcmp(shared, alice_public, 32) == 0);
+    CHECK(cl_device_key_agree(key, shared, bob_public) == TEE_SUCCESS);
+    CHECK(memcmp(shared, expected, 32) == 0);
+    /* points of small order: 0 and 1 */
+    memset(bob_public, 0, 32);
+    CHECK(cl_device_key_agree(key, shared, bob_public) ==
+          TEE_ERROR_ACCESS_DENIED);
+    bob_public[0] = 1;
+    CHECK(cl_device_key_agree(key, shared, bob_public) ==
+          TEE_ERROR_ACCESS_DENIED);
+    TEE_CloseObject(key);
+}
+
+/* ---- HPKE -------------------------------------------------------------- */
+
+static TEE_Result open_vector(uint8_t *plaintext, const uint8_t *enc,
+                              const uint8_t *ciphertext, const uint8_t *info)
+{
+    TEE_ObjectHandle key = NULL;
+    CHECK(cl_device_key_open(&key) == TEE_SUCCESS);
+    memcpy(plaintext, ciphertext, 32);
+    TEE_Result result = cl_hpke_open(key, plaintext, 32, ciphertext + 32, enc,
+                                     info, hpke_info_bytes);
+    TEE_CloseObject(key);
+    return result;
+}
+
+/* Flip one bit of one part at a time: nothing opens, nothing is left. */
+static void test_hpke(void)
+{
+    uint8_t plaintext[32], enc[32], ciphertext[48], info[64];
+    put_device_key(hpke_private_key, hpke_public_key, 0600);
+    CHECK(open_vector(plaintext, hpke_enc, hpke_ciphertext, hpke_info) ==
+          TEE_SUCCESS);
+    CHECK(memcmp(plaintext, hpke_plaintext, 32) == 0);
+    memcpy(enc, hpke_enc, 32);
+    memcpy(ciphertext, hpke_ciphertext, 48);
+    memcpy(info, hpke_info, hpke_info_bytes);
+    for (uint32_t bit = 0; bit < 8 * (48 + 31 + hpke_info_bytes); bit += 5) {
+        /* The highest bit of enc does not count in X25519 itself, but it is
+         * in the context, so it counts here; the last byte is left out only
+         * to keep the arithmetic short. */
+        uint32_t at = bit / 8;
+        uint8_t *byte = at < 48   ? &ciphertext[at]
+                        : at < 79 ? &enc[at - 48]
+                                  : &info[at - 79];
+        *byte ^= (uint8_t)(1u << bit % 8);
+        CHECK(open_vector(plaintext, enc, ciphertext, info) ==
+              TEE_ERROR_ACCESS_DENIED);
+        for (int i = 0; i < 32; i++) {
+            CHECK_EQ(plaintext[i], 0);
+        }
+        *byte ^= (uint8_t)(1u << bit % 8);
+    }
+}
+
+/* ---- Storage ----------------------------------------------------------- */
+
+static void test_key_is_made_once(void)
+{
+    char path[128];
+    uint8_t first[32], second[32];
+    TEE_ObjectHandle key = NULL;
+    state_path(path, sizeof path, KEY_FILE);
+    CHECK(unlink(path) == 0);
+    CHECK(cl_device_key_open(&key) == TEE_SUCCESS);
+    CHECK(cl_device_key_public(key, first) == TEE_SUCCESS);
+    TEE_CloseObject(key);
+    CHECK(cl_device_key_open(&key) == TEE_SUCCESS);
+    CHECK(cl_device_key_public(key, second) == TEE_SUCCESS);
+    TEE_CloseObject(key);
+    CHECK(memcmp(first, second, 32) == 0);
+    struct stat about;
+    CHECK(stat(path, &about) == 0);
+    CHECK_EQ(about.st_mode & 0777, 0600);
+}
+
+static void test_bad_key_files_are_refused(void)
+{
+    TEE_ObjectHandle key = NULL;
+    char path[128];
+    state_path(path, sizeof path, KEY_FILE);
+    put_device_key(hpke_private_key, hpke_public_key, 0644);
+    CHECK(cl_device_key_open(&key) == TEE_ERROR_ACCESS_DENIED);
+    put_device_key(hpke_private_key, hpke_private_key, 0600);
+    CHECK(cl_device_key_open(&key) == TEE_ERROR_CORRUPT_OBJECT);
+    put_device_key(hpke_private_key, hpke_public_key, 0600);
+    CHECK(truncate(path, 71) == 0);
+    CHECK(cl_device_key_open(&key) == TEE_ERROR_CORRUPT_OBJECT);
+    CHECK(unlink(path) == 0 && symlink("/dev/null", path) == 0);
+    CHECK(cl_device_key_open(&key) == TEE_ERROR_STORAGE_NOT_AVAILABLE);
+    CHECK(unlink(path) == 0);
+}
+
+static void test_open_folders_are_refused(void)
+{
+    cl_storage_close();
+    CHECK(chmod(state_folder, 0750) == 0);
+    CHECK(cl_storage_open(state_folder) != NULL);
+    cl_storage_close();
+    CHECK(chmod(state_folder, 0700) == 0);
+    CHECK(cl_storage_open("/nonexistent/state") != NULL);
+    CHECK(cl_storage_open("/dev/null") != NULL);
+    CHECK(cl_storage_open(state_folder) == NULL);
+}
+
+/* ---- Refusals of the API ----------------------------------------------- */
+
+static void test_unused_algorithms_are_refused(void)
+{
+    TEE_OperationHandle operation = NULL;
+    TEE_ObjectHandle object = NULL;
+    CHECK(TEE_AllocateOperation(&operation, 0x10000010, 1, 256) ==
+          TEE_ERROR_NOT_SUPPORTED);
+    CHECK(TEE_AllocateOperation(&operation, TEE_ALG_AES_GCM,
+                                TEE_MODE_DECRYPT, 128) ==
+          TEE_ERROR_NOT_SUPPORTED);
+    CHECK(TEE_AllocateTransientObject(0xA0000011, 64, &object) ==
+          TEE_ERROR_NOT_SUPPORTED);
+    CHECK(TEE_AllocateOperation(&operation, TEE_ALG_AES_GCM,
+                                TEE_MODE_DECRYPT, 256) == TEE_SUCCESS);
+    CHECK(TEE_AEInit(operation, "123456789012", 12, 128, 0, 0) ==
+          TEE_ERROR_BAD_STATE);
+    CHECK(TEE_AllocateTransientObject(TEE_TYPE_X25519_KEYPAIR, 256, &object) ==
+          TEE_SUCCESS);
+    CHECK(TEE_SetOperationKey(operation, object) == TEE_ERROR_BAD_PARAMETERS);
+    CHECK(TEE_GenerateKey(object, 128, NULL, 0) == TEE_ERROR_BAD_PARAMETERS);
+    uint8_t buffer[32];
+    size_t size = sizeof buffer;
+    CHECK(TEE_GetObjectBufferAttribute(object, TEE_ATTR_X25519_PRIVATE_VALUE,
+                                       buffer, &size) ==
+          TEE_ERROR_ACCESS_DENIED);
+    TEE_FreeTransientObject(object);
+    TEE_FreeOperation(operation);
+}
+
+int main(void)
+{
+    start_platform(1 << 16);
+    size_t before = cl_ta_heap.live_bytes;
+    test_heap_joins_and_limits();
+    test_heap_survives_random_use();
+    test_sha256_and_hmac();
+    test_gcm();
+    test_x25519();
+    test_hpke();
+    test_key_is_made_once();
+    test_bad_key_files_are_refused();
+    test_open_folders_are_refused();
+    test_unused_algorithms_are_refused();
+    CHECK_EQ(cl_ta_heap.live_bytes, before); /* nothing is left behind */
+    end_platform();
+    return 0;
+}
