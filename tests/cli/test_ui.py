@@ -1,8 +1,13 @@
 """Tables, spans of time and progress."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from cloister.cli import ui
+from cloister.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,8 +35,8 @@ def test_tables_keep_to_the_width_and_end_lines_without_spaces(monkeypatch, caps
 
 def test_next_steps_are_never_wrapped(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "20")
-    ui.next_steps("Next", ["cloister run a-long-name.cloister --data somewhere"])
-    assert "  cloister run a-long-name.cloister --data somewhere\n" in capsys.readouterr().out
+    ui.next_steps("Next", [["cloister", "run", "a-long-name.cloister", "--data", "some where"]])
+    assert "  cloister run a-long-name.cloister --data 'some where'\n" in capsys.readouterr().out
 
 
 def test_progress_in_a_log_is_seldom(monkeypatch, capsys):
@@ -52,3 +57,29 @@ def test_progress_can_be_turned_off(monkeypatch, capsys):
     with ui.progress() as progress:
         progress.update(1, 2, "working")
     assert capsys.readouterr().err == ""
+
+
+HOSTILE = "a\x1b]0;title\x07b\x1b[2J\u202ec\rd"
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    ui.table(HOSTILE, ["x"], [(HOSTILE,)])
+    ui.fields(HOSTILE, [("x", HOSTILE)])
+    ui.next_steps("Next", [["cloister", HOSTILE]])
+    ui.say(HOSTILE)
+    ui.failed(UserError(HOSTILE, HOSTILE))
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert not {"\x1b", "\x07", "\u202e", "\r"} & set(text)
+        assert "\\x1b[2J\\u202ec\\rd" in text
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_any_encoding_of_the_terminal_will_do(bundle, form):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    finished = subprocess.run(
+        [sys.executable, "-m", "cloister", "inspect", str(bundle), "-f", form],
+        capture_output=True, check=True, env=environment,
+    )  # fmt: skip
+    assert finished.stdout.decode("ascii" if form == "table" else "utf-8")
+    assert finished.stderr == b""

@@ -72,12 +72,13 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 ok, 2 usage or bad input, 3 failure, 130 interrupted.
     """
+    ui.prepare()
     try:
         result: Any = cloister.main(
             args=args, prog_name="cloister", standalone_mode=False, auto_envvar_prefix="CLOISTER"
         )
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        ui.usage(error.format_message())
         return _USAGE
     except click.ClickException as error:
         ui.failed(error, error.format_message(), _usage_hint(error))

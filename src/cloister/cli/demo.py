@@ -71,7 +71,10 @@ def _show(result: DemoResult, out: Path | None) -> None:
         "cloister run model.cloister --data DATA",
         "cloister inspect model.cloister",
     ]
-    ui.next_steps("Next, with data of your own: an .npz file, or a folder of idx files or images", commands)
+    ui.next_steps(
+        "Next, with data of your own: an .npz file, or a folder of idx files or images",
+        [command.split() for command in commands],
+    )
 
 
 def _show_setting(result: DemoResult) -> None:

@@ -64,7 +64,14 @@ class ProtectDocument(msgspec.Struct, frozen=True, kw_only=True):
     help="Inside memory that may be used, or `none` for no limit.",
 )
 @click.option("--bits", type=click.Choice(["8", "32"]), default="8", show_default=True, help="int8 or float32.")
-@click.option("--seed", type=options.SEED, metavar="N", default=0, show_default=True, help="Of the choice of images.")
+@click.option(
+    "--seed",
+    type=options.SEED,
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of the choice of images, and of random weights.",
+)
 @click.option(
     "--for",
     "devices",
@@ -172,5 +179,5 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
     plans.show_crossings(crossing)
     rows = [("bundle", f"{protected.path}, {format_bytes(n_bytes)}"), ("inside memory", plans.budget_text(plan))]
     ui.fields("", [*rows, ("opens in", ", ".join(devices))] if crossing else rows)
-    source = f"--data {data}" if data else "--input images.npy -o outputs.npy"
-    ui.next_steps("Next", [f"cloister run {protected.path} {source}"])
+    source = ["--data", data] if data else ["--input", "images.npy", "-o", "outputs.npy"]
+    ui.next_steps("Next", [["cloister", "run", str(protected.path), *source]])

@@ -88,7 +88,7 @@ def train(
 
     dataset = load_dataset(data)
     loaded = load_target(target, input_shape=dataset.input_shape, n_classes=dataset.n_classes, seed=seed)
-    _announce(out)
+    _announce(out, f"training {loaded.name} on {members or dataset.n_train // 2} of {dataset.n_train} images")
     try:
         with ui.progress() as progress:
             result = run_training(
@@ -112,7 +112,8 @@ def train(
         _show(result, target, data)
 
 
-def _announce(out: Path) -> None:
+def _announce(out: Path, what: str) -> None:
+    ui.say(what)
     resume = out.with_name(f"{out.name}.resume")
     if resume.exists():
         ui.say(f"found `{resume}`: going on with the training that was interrupted")
@@ -128,4 +129,4 @@ def _show(result: TrainResult, target: str, data: str) -> None:
         ("gap", f"{ui.percent(result.generalization_gap)}: what is learnt of the members alone"),
     ]
     ui.fields(result.path, rows)
-    ui.next_steps("Next", [f"cloister protect {target} --weights {result.path} --data {data}"])
+    ui.next_steps("Next", [["cloister", "protect", target, "--weights", result.path, "--data", data]])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -28,14 +30,15 @@ __all__ = [
     "failed",
     "fields",
     "json",
-    "line",
     "next_steps",
     "number",
     "percent",
+    "prepare",
     "progress",
     "say",
     "table",
     "traceback_asked",
+    "usage",
 ]
 
 #: Columns where the output is no terminal and COLUMNS is not set: a log has no width of its own.
@@ -52,19 +55,28 @@ def _console(*, stderr: bool) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+def prepare() -> None:
+    """What the terminal cannot show comes as an escape, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _clean(text: str) -> str:
+    """The text without what would steer a terminal: names in a bundle are its maker's choice."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 # --- Data ----------------------------------------------------------------------------------------------------------
 
 
 def json(document: msgspec.Struct) -> None:
-    """Print a document as JSON."""
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    sys.stdout.write(text + "\n")
+    """Print a document as JSON, in UTF-8 whatever the terminal's encoding is."""
     sys.stdout.flush()
-
-
-def line(text: str = "") -> None:
-    """Print one line of data, without wrapping it."""
-    _console(stderr=False).print(text, soft_wrap=True)
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def table(
@@ -87,7 +99,7 @@ def table(
     view = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     view.border_style = "dim"
     for row in rows:
-        view.add_row(*(Text(cell, style=_STATES.get(cell, "")) for cell in row))
+        view.add_row(*(Text(_clean(cell), style=_STATES.get(cell, "")) for cell in row))
     _titled(title, view, stderr=stderr)
 
 
@@ -97,7 +109,7 @@ def fields(title: str, rows: Sequence[tuple[str, str]]) -> None:
     view.padding = (0, 2, 0, 0)
     view.pad_edge = False
     for name, value in rows:
-        view.add_row(name, Text(value))
+        view.add_row(name, Text(_clean(value)))
     _titled(title, view, stderr=False)
 
 
@@ -105,19 +117,19 @@ def _titled(title: str, view: Table, *, stderr: bool) -> None:
     console = _console(stderr=stderr)
     with console.capture() as captured:
         if title:
-            console.print(Text(title, style="bold"))
+            console.print(Text(_clean(title), style="bold"))
         console.print(view)
     # Tables pad their last column; files and clipboards are better off without that.
     lines = [text.rstrip() for text in captured.get().splitlines()]
     console.file.write("\n".join(lines) + "\n\n")
 
 
-def next_steps(title: str, commands: Sequence[str]) -> None:
-    """Name commands to go on with: they are never wrapped, so that they can be copied."""
+def next_steps(title: str, commands: Sequence[Sequence[str]]) -> None:
+    """Name commands to go on with, word by word: quoted and never wrapped, so that they can be copied."""
     console = _console(stderr=False)
     console.print(Text(title, style="bold"))
-    for command in commands:
-        console.print(Text("  " + command, style="cyan"), soft_wrap=True)
+    for words in commands:
+        console.print(Text("  " + _clean(shlex.join(words)), style="cyan"), soft_wrap=True)
 
 
 def percent(part: float) -> str:
@@ -146,7 +158,12 @@ def ago(seconds: float) -> str:
 def say(text: str) -> None:
     """Tell the user something that is not data."""
     console = _console(stderr=True)
-    console.print(Text(text, style="dim"), soft_wrap=not console.is_terminal)
+    console.print(Text(_clean(text), style="dim"), soft_wrap=not console.is_terminal)
+
+
+def usage(text: str) -> None:
+    """Show how to use a command, to somebody who gave none."""
+    sys.stderr.write(text + "\n")
 
 
 def traceback_asked() -> bool:
@@ -169,14 +186,16 @@ def failed(error: BaseException, message: str | None = None, hint: str | None = 
     console = _console(stderr=True)
     # Words wrap on a terminal; a log keeps a message in one line, so that it can be searched.
     whole = not console.is_terminal
-    console.print(Text.assemble("cloister: ", ("error", "bold red"), f": {message or error}"), soft_wrap=whole)
+    console.print(
+        Text.assemble("cloister: ", ("error", "bold red"), f": {_clean(message or str(error))}"), soft_wrap=whole
+    )
     if isinstance(error, UnsupportedModel) and error.problems:
         console.print()
         table("", ["layer", "operator", "reason"], error.problems, stderr=True)
     elif hint:
         console.print()
     if hint:
-        console.print(Text.assemble(("hint", "bold"), f": {hint}"), soft_wrap=whole)
+        console.print(Text.assemble(("hint", "bold"), f": {_clean(hint)}"), soft_wrap=whole)
 
 
 # --- Progress ------------------------------------------------------------------------------------------------------
