@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Blocks lie side by side, each with a header in front; adjacent free blocks
- * are joined while looking for room. There are few blocks, so walking over
- * them is fast enough.
+ * are joined while looking for room. The search starts at the first block that
+ * may be free, so many small blocks one after the other cost little.
  */
 #define _GNU_SOURCE
 #include "heap.h"
@@ -58,6 +58,7 @@ bool cl_heap_open(cl_heap *heap, size_t n_bytes)
         heap->hidden || mlock2(at, n_bytes, MLOCK_ONFAULT) == 0;
     (void)madvise(at, n_bytes, MADV_DONTDUMP);
     heap->start = at;
+    heap->first_free = at;
     *(block *)at = (block){heap->n_bytes, 0};
     return true;
 }
@@ -88,29 +89,44 @@ static void split(block *b, size_t n_bytes)
     }
 }
 
+/* Returns: the first free block of at least `whole` bytes, or null. */
+static block *find_free(cl_heap *heap, size_t whole)
+{
+    bool first = true;
+    for (block *b = heap->first_free; b != NULL; b = next_of(heap, b)) {
+        if (b->used) {
+            continue;
+        }
+        if (first) {
+            heap->first_free = b;
+            first = false;
+        }
+        join_free(heap, b);
+        if (b->n_bytes >= whole) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
 void *cl_heap_get(cl_heap *heap, size_t n_bytes)
 {
     if (heap->start == NULL || n_bytes > heap->n_bytes) {
         return NULL;
     }
-    size_t whole = sizeof(block) + ((n_bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1));
-    block *b = (block *)(void *)heap->start;
-    for (; b != NULL; b = next_of(heap, b)) {
-        if (b->used) {
-            continue;
-        }
-        join_free(heap, b);
-        if (b->n_bytes >= whole) {
-            split(b, whole);
-            b->used = 1;
-            heap->live_bytes += b->n_bytes;
-            if (heap->live_bytes > heap->peak_bytes) {
-                heap->peak_bytes = heap->live_bytes;
-            }
-            return b + 1;
-        }
+    size_t whole =
+        sizeof(block) + ((n_bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1));
+    block *b = find_free(heap, whole);
+    if (b == NULL) {
+        return NULL;
     }
-    return NULL;
+    split(b, whole);
+    b->used = 1;
+    heap->live_bytes += b->n_bytes;
+    if (heap->live_bytes > heap->peak_bytes) {
+        heap->peak_bytes = heap->live_bytes;
+    }
+    return b + 1;
 }
 
 size_t cl_heap_size(const void *at)
@@ -125,5 +141,8 @@ void cl_heap_put(cl_heap *heap, void *at)
         explicit_bzero(at, cl_heap_size(at));
         heap->live_bytes -= b->n_bytes;
         b->used = 0;
+        if ((uint8_t *)b < (uint8_t *)heap->first_free) {
+            heap->first_free = b;
+        }
     }
 }

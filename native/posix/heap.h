@@ -12,6 +12,7 @@
 
 typedef struct cl_heap {
     uint8_t *start;
+    void *first_free; /* no block before this one is free */
     size_t n_bytes;
     size_t live_bytes; /* with the heap's own overhead */
     size_t peak_bytes;

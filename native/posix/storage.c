@@ -113,7 +113,7 @@ TEE_Result TEE_OpenPersistentObject(uint32_t storageID, const void *objectID,
     uint8_t bytes[FILE_BYTES];
     *object = TEE_HANDLE_NULL;
     if (storageID != TEE_STORAGE_PRIVATE ||
-        flags != TEE_DATA_FLAG_ACCESS_READ ||
+        flags != (TEE_DATA_FLAG_ACCESS_READ | TEE_DATA_FLAG_SHARE_READ) ||
         !make_name(name, objectID, objectIDLen, "")) {
         return TEE_ERROR_BAD_PARAMETERS;
     }

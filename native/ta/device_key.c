@@ -4,14 +4,15 @@
 #include "commands.h"
 
 #define KEY_BITS 256
+/* Several sessions may hold the key open at the same time. */
+#define KEY_FLAGS (TEE_DATA_FLAG_ACCESS_READ | TEE_DATA_FLAG_SHARE_READ)
 
 static const char key_name[] = "cloister-device-key-1";
 
 static TEE_Result open_key(TEE_ObjectHandle *key)
 {
     return TEE_OpenPersistentObject(TEE_STORAGE_PRIVATE, key_name,
-                                    sizeof key_name - 1,
-                                    TEE_DATA_FLAG_ACCESS_READ, key);
+                                    sizeof key_name - 1, KEY_FLAGS, key);
 }
 
 static TEE_Result make_key(TEE_ObjectHandle *key)
@@ -24,9 +25,9 @@ static TEE_Result make_key(TEE_ObjectHandle *key)
     }
     result = TEE_GenerateKey(fresh, KEY_BITS, NULL, 0);
     if (result == TEE_SUCCESS) {
-        result = TEE_CreatePersistentObject(
-            TEE_STORAGE_PRIVATE, key_name, sizeof key_name - 1,
-            TEE_DATA_FLAG_ACCESS_READ, fresh, NULL, 0, key);
+        result = TEE_CreatePersistentObject(TEE_STORAGE_PRIVATE, key_name,
+                                            sizeof key_name - 1, KEY_FLAGS,
+                                            fresh, NULL, 0, key);
     }
     TEE_FreeTransientObject(fresh);
     return result;

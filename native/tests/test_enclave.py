@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 from enclave_client import (
     BOTH, INPUT, OUTPUT, PAYLOAD, STORE, Bundle, Enclave, linear_program, state_folder, words,
@@ -40,6 +41,8 @@ def check_whole_path(binary: str) -> None:
     again = Enclave(binary, state)
     flags = struct.unpack_from("<I", again.info(), 8)[0]
     assert flags & 7 == 7, flags
+    if flags & 32:  # not in builds with sanitizers
+        assert "Seccomp:\t2" in Path(f"/proc/{again.process.pid}/status").read_text()
     assert again.load(bundle) == 0
     assert again.end() == (0, "")
     other = Enclave(binary, state_folder())
