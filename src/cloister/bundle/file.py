@@ -23,7 +23,7 @@ from cloister.bundle.checks import check_manifest
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, OutputExists, UserError
 
-__all__ = ["Bundle", "Recipient", "Section", "read_bundle", "write_bundle"]
+__all__ = ["Bundle", "Recipient", "Section", "read_bundle", "sealed_slice_bytes", "write_bundle"]
 
 _MAGIC = b"CLOISTER"
 _VERSION = 1
@@ -31,6 +31,9 @@ _HEADER = struct.Struct("<8sII16sQQQQ")
 _RECIPIENT = struct.Struct("<32s32s48s")
 _DIGEST_BYTES = 32
 _HASH_BYTES = 1 << 20
+_TAG_BYTES = 16
+#: A program is at least a header of 64 bytes.
+_MIN_SEALED_PROGRAM_BYTES = 64 + _TAG_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +211,8 @@ def _parse(path: Path, file: BinaryIO, data: mmap.mmap) -> Bundle:
         file=file,
         _map=data,
     )
-    _check_sections(bundle)
     check_manifest(manifest)
+    _check_sections(bundle)
     _check_parts(bundle)
     return bundle
 
@@ -256,9 +259,26 @@ def _check_sections(bundle: Bundle) -> None:
         raise BundleError("no step is inside, but the file has a sealed program, recipients or slices")
     if inside and not (found["sealed program"] and found["recipients"]):
         raise BundleError("a step is inside, but the file has no sealed program or no recipients")
-    if bool(bundle.manifest.slices) != bool(found["slices"]):
-        n_slices = len(bundle.manifest.slices)
-        raise BundleError(f"the manifest names {n_slices} slices, but their section has {found['slices']} bytes")
+    if inside and found["sealed program"] < _MIN_SEALED_PROGRAM_BYTES:
+        raise BundleError(f"expected a sealed program, but got {found['sealed program']} bytes")
+    sizes = sealed_slice_bytes(bundle.manifest)
+    if sizes is not None and found["slices"] != sum(sizes):
+        raise BundleError(f"expected sealed slices of {sum(sizes)} bytes by the plan, but got {found['slices']}")
+
+
+def sealed_slice_bytes(manifest: Manifest) -> list[int] | None:
+    """Bytes of each sealed slice, in index order: its layer's bytes in the plan, shared out by units.
+
+    None if the plan does not say: a slice is of an operation that belongs to no layer, or a layer's units differ in
+    size because it is used twice with different inputs.
+    """
+    planned = {layer.name: layer.weight_bytes for layer in manifest.plan.layers}
+    units: dict[str, int] = {}
+    for layer, _, n_units, _ in manifest.slices:
+        units[layer] = units.get(layer, 0) + n_units
+    if any(layer not in planned or planned[layer] % n_units for layer, n_units in units.items()):
+        return None
+    return [planned[layer] // units[layer] * n_units + _TAG_BYTES for layer, _, n_units, _ in manifest.slices]
 
 
 def _check_parts(bundle: Bundle) -> None:

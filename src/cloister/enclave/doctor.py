@@ -15,7 +15,7 @@ import msgspec
 
 from cloister.enclave import core, local
 from cloister.enclave.wire import EnclaveInfo, Hardening
-from cloister.errors import CloisterError
+from cloister.errors import BundleError, CloisterError, EnclaveUnavailable
 
 __all__ = ["Check", "checks"]
 
@@ -98,10 +98,12 @@ def _check_hardening(info: EnclaveInfo) -> Iterator[Check]:
 
 def _check_core() -> Check:
     try:
-        core._load_library()
-    except CloisterError as error:
+        core.OutsideProgram(bytes(64), b"")
+    except EnclaveUnavailable as error:
         return Check(name="interpreter", state="fail", detail=str(error), fix=error.hint or "")
-    return Check(name="interpreter", state="ok", detail="loads")
+    except BundleError:
+        return Check(name="interpreter", state="ok", detail="loads, and refuses what is no program")
+    return Check(name="interpreter", state="fail", detail="runs what is no program", fix="reinstall cloister")
 
 
 def _check_state_folder() -> Check:

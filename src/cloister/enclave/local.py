@@ -22,12 +22,12 @@ from cloister.enclave import wire
 from cloister.enclave.wire import Command, EnclaveInfo, EnclaveStats, Kind, Parameter, Region
 from cloister.errors import EnclaveCrashed, EnclaveError, EnclaveUnavailable, ProtocolError, UserError
 
-__all__ = ["CONTROL_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder"]
+__all__ = ["CONTROL_BYTES", "MIN_HEAP_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder"]
 
 #: Start of the payload memory that is kept for the commands' own blocks; images and results lie behind it.
 CONTROL_BYTES = 256
-#: Enough to ask an enclave who it is.
-_SMALL_HEAP_BYTES = 1 << 20
+#: The smallest heap that an enclave starts with.
+MIN_HEAP_BYTES = 1 << 16
 _SMALL_STORE_BYTES = 4096
 _BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
 _END_SECONDS = 5.0
@@ -85,7 +85,7 @@ def local_info() -> EnclaveInfo:
     descriptor = os.memfd_create("cloister-store", os.MFD_CLOEXEC)
     with os.fdopen(descriptor, "rb") as store:
         os.ftruncate(descriptor, _SMALL_STORE_BYTES)
-        with LocalEnclave(store, payload_bytes=0, heap_bytes=_SMALL_HEAP_BYTES) as enclave:
+        with LocalEnclave(store, payload_bytes=0, heap_bytes=MIN_HEAP_BYTES) as enclave:
             return enclave.info
 
 

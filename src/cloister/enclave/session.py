@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cloister.bundle.file import Bundle, read_bundle
+from cloister.bundle.file import Bundle, read_bundle, sealed_slice_bytes
 from cloister.bundle.keys import fingerprint
 from cloister.bundle.manifest import Step
 from cloister.compile.ir import Tensor
 from cloister.enclave import wire
-from cloister.enclave.local import CONTROL_BYTES, LocalEnclave
+from cloister.enclave.local import CONTROL_BYTES, MIN_HEAP_BYTES, LocalEnclave
 from cloister.enclave.wire import EnclaveInfo, EnclaveStats, Kind, Loaded, Parameter, Region
 from cloister.errors import (
     BundleError,
@@ -309,6 +309,7 @@ class _Inside:
         self._last_stats: EnclaveStats | None = None
         plan = bundle.manifest.plan
         heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
+        heap_bytes = max(heap_bytes, MIN_HEAP_BYTES)  # the program's own budget still holds inside
         self.enclave = LocalEnclave(bundle.file, payload_bytes=payload_bytes, heap_bytes=heap_bytes)
         try:
             self.loaded = self._load()
@@ -383,45 +384,25 @@ class _Windows:
     """Which run of sealed slices the enclave is shown."""
 
     def __init__(self, bundle: Bundle, window_bytes: int | None) -> None:
-        self._section = bundle.slices
-        self._sizes = None if window_bytes is None else _sealed_sizes(bundle)
-        self._n_slices = len(bundle.manifest.slices)
-        self._window_bytes = window_bytes
+        self._start = bundle.slices.offset
+        # Where the sizes of single slices are unknown, all of them are shown as one.
+        self._sizes = sealed_slice_bytes(bundle.manifest)
+        self._all = (
+            len(bundle.manifest.slices),
+            Parameter(Kind.INPUT, Region.STORE, *dataclasses.astuple(bundle.slices)),
+        )
+        self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
 
     def at(self, first: int) -> tuple[int, Parameter]:
         """(number of slices, where they lie) of the window that starts at a slice."""
-        if self._sizes is None or self._window_bytes is None:
-            section = self._section
-            return self._n_slices, Parameter(Kind.INPUT, Region.STORE, section.offset, section.n_bytes)
+        if self._sizes is None:
+            return self._all
         count, size = 0, 0
         for n_bytes in self._sizes[first:]:
-            if count and size + n_bytes > self._window_bytes:
+            if count and size + n_bytes > self._limit_bytes:
                 break
             count, size = count + 1, size + n_bytes
-        offset = self._section.offset + sum(self._sizes[:first])
-        return count, Parameter(Kind.INPUT, Region.STORE, offset, size)
-
-
-_TAG_BYTES = 16
-
-
-def _sealed_sizes(bundle: Bundle) -> list[int]:
-    """Bytes of each sealed slice: a layer's bytes in the plan, shared out by units.
-
-    Raises:
-        BundleError: plan and file disagree.
-    """
-    slices = bundle.manifest.slices
-    units: dict[str, int] = {}
-    for layer, _, n_units, _ in slices:
-        units[layer] = units.get(layer, 0) + n_units
-    planned = {layer.name: layer.weight_bytes for layer in bundle.manifest.plan.layers}
-    sizes = [planned.get(layer, 0) * n // units[layer] + _TAG_BYTES for layer, _, n, _ in slices]
-    if sum(sizes) != bundle.slices.n_bytes:
-        raise BundleError(
-            f"{bundle.path}: expected sealed slices of {sum(sizes)} bytes by the plan, but got {bundle.slices.n_bytes}"
-        )
-    return sizes
+        return count, Parameter(Kind.INPUT, Region.STORE, self._start + sum(self._sizes[:first]), size)
 
 
 def _align(offset: int) -> int:

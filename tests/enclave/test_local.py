@@ -1,0 +1,277 @@
+"""The enclave's process: how it starts, ends, and what its client does when it misbehaves."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cloister.bundle.keys import recipients
+from cloister.enclave import local
+from cloister.enclave.local import LocalEnclave, local_info, state_folder
+from cloister.enclave.wire import Command, Kind, Parameter, Region
+from cloister.errors import (
+    EnclaveCrashed,
+    EnclaveError,
+    EnclaveUnavailable,
+    ProtocolError,
+    UserError,
+)
+from tests.enclave import fake
+
+
+@pytest.fixture
+def store(tmp_path):
+    path = tmp_path / "store"
+    path.write_bytes(bytes(4096))
+    with path.open("rb") as file:
+        yield file
+
+
+def start(store, payload_bytes=4096):
+    return LocalEnclave(store, payload_bytes=payload_bytes, heap_bytes=1 << 16)
+
+
+def assert_gone(process_id):
+    """Ended, and not waiting to be collected either."""
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
+# --- The real one --------------------------------------------------------------------------------------------------
+
+
+def test_enclave_says_who_it_is():
+    info = local_info()
+    assert info.kind == "local"
+    assert info.isolation == "process isolation, not hardware"
+    assert not info.hardening.hardware_isolation
+    assert info.hardening.not_dumpable
+    assert info.hardening.no_core_files
+    assert len(info.public_key) == 32
+    assert info.version
+
+
+def test_device_key_stays_the_same(tmp_path, monkeypatch):
+    assert recipients(["local"]) == [local_info().public_key]
+    first = local_info().public_key
+    monkeypatch.setenv("CLOISTER_STATE", str(tmp_path))
+    assert local_info().public_key != first
+
+
+def test_process_ends_with_the_object(store):
+    with start(store) as enclave:
+        process_id = enclave.process_id
+        os.kill(process_id, 0)
+        assert enclave.stats().runs == 0
+    assert_gone(process_id)
+    enclave.close()
+    with pytest.raises(EnclaveError, match="closed"):
+        enclave.stats()
+
+
+def test_forgotten_enclave_ends_when_it_is_collected(store):
+    enclave = start(store)
+    process_id = enclave.process_id
+    del enclave
+    gc.collect()
+    assert_gone(process_id)
+
+
+def test_enclave_ends_with_its_client(tmp_path):
+    script = (
+        "import os, sys\n"
+        "from cloister.enclave.local import LocalEnclave\n"
+        "enclave = LocalEnclave(open(sys.argv[1], 'rb'), payload_bytes=0, heap_bytes=65536)\n"
+        "print(enclave.process_id, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    (tmp_path / "store").write_bytes(bytes(4096))
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    process_id = int(subprocess.run(command, capture_output=True, check=False, text=True).stdout)
+    for _ in range(200):
+        if not _is_running(process_id):
+            return
+        _sleep()
+    pytest.fail("the enclave outlives its client")
+
+
+def _is_running(process_id):
+    try:
+        with open(f"/proc/{process_id}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _sleep():
+    import time
+
+    time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_killed_enclave_is_a_crash_that_names_the_signal(store, number):
+    with start(store) as enclave:
+        process_id = enclave.process_id
+        os.kill(process_id, number)
+        with pytest.raises(EnclaveCrashed, match=number.name) as error:
+            enclave.stats()
+        assert error.value.exit_code == 3
+        assert_gone(process_id)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 2**40),
+        Parameter(Kind.OUTPUT, Region.PAYLOAD, 2**64 - 64, 128),
+        Parameter(Kind.OUTPUT, Region.STORE, 0, 128),
+        Parameter(Kind.INPUT, Region.PAYLOAD, 0, 128),
+        Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 16),
+    ],
+)
+def test_bad_parameter_is_refused_and_the_enclave_goes_on(store, parameter):
+    with start(store) as enclave:
+        with pytest.raises(ProtocolError, match="0xFFFF00"):
+            enclave.call(Command.INFO, [parameter])
+        assert enclave.stats().runs == 0
+
+
+def test_run_before_load_is_refused(store):
+    with start(store) as enclave:
+        payload = Parameter(Kind.INPUT, Region.PAYLOAD, 256, 0)
+        results = Parameter(Kind.OUTPUT, Region.PAYLOAD, 256, 0)
+        window = Parameter(Kind.INPUT, Region.STORE, 0, 0)
+        with pytest.raises(ProtocolError, match="nothing is loaded"):
+            enclave.run(bytes(64), payload, results, window)
+
+
+# --- State folder and executable -----------------------------------------------------------------------------------
+
+
+def test_state_folder_is_for_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLOISTER_STATE", str(tmp_path / "a" / "b"))
+    folder = state_folder()
+    assert folder == tmp_path / "a" / "b" / "local-enclave"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert state_folder() == folder
+
+
+def test_state_folder_follows_xdg(tmp_path, monkeypatch):
+    monkeypatch.delenv("CLOISTER_STATE")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    assert state_folder() == tmp_path / "xdg" / "cloister" / "local-enclave"
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert state_folder() == tmp_path / "home" / ".local" / "state" / "cloister" / "local-enclave"
+
+
+def test_state_folder_that_cannot_be_made_is_the_users(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLOISTER_STATE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot be made"):
+        state_folder()
+
+
+def test_missing_executable_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(local.importlib.resources, "files", lambda package: tmp_path)
+    with pytest.raises(EnclaveUnavailable, match="missing") as error:
+        local_info()
+    assert "OpenSSL" in error.value.hint
+
+
+def test_executable_that_does_not_start_is_unavailable(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"\x7fELF no program")
+    broken.chmod(0o755)
+    monkeypatch.setattr(local, "binary_path", lambda: broken)
+    with pytest.raises(EnclaveUnavailable, match="cannot be started"):
+        local_info()
+
+
+# --- Hostile and broken ones ---------------------------------------------------------------------------------------
+
+MALFORMED = {
+    "another magic": "answers[4] = lambda: respond(magic=b'CLRQ')",
+    "another sequence": "answers[4] = lambda: respond(sequence=99)",
+    "reserved word": "answers[4] = lambda: respond(zero=1)",
+    "more than it was given": "answers[4] = lambda: respond(sizes=(65, 0, 0, 0))",
+    "a parameter that was not there": "answers[4] = lambda: respond(sizes=(64, 0, 0, 1))",
+    "noise": "answers[4] = lambda: stream.sendall(bytes(range(48)))",
+}
+
+
+@pytest.mark.parametrize("behaviour", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_response_is_a_protocol_error_and_the_end(behaviour, monkeypatch, tmp_path, store):
+    fake.install(monkeypatch, tmp_path, behaviour)
+    with start(store) as enclave:
+        process_id = enclave.process_id
+        with pytest.raises(ProtocolError):
+            enclave.stats()
+        assert_gone(process_id)
+
+
+UNUSUAL = {
+    "fewer bytes than the answer has": "answers[4] = lambda: respond(sizes=(63, 0, 0, 0))",
+    "a result of its own": "answers[4] = lambda: respond(result=0xFFFF1234)",
+}
+
+
+@pytest.mark.parametrize("behaviour", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_response_is_a_protocol_error(behaviour, monkeypatch, tmp_path, store):
+    fake.install(monkeypatch, tmp_path, behaviour)
+    with start(store) as enclave, pytest.raises(ProtocolError):
+        enclave.stats()
+
+
+@pytest.mark.parametrize("behaviour", ["protocol=2", "kind=7"])
+def test_unknown_enclave_is_refused(behaviour, monkeypatch, tmp_path, store):
+    fake.install(monkeypatch, tmp_path, f"answers[1] = lambda: info({behaviour})")
+    with pytest.raises(ProtocolError):
+        start(store)
+
+
+def test_response_in_pieces_is_put_together(monkeypatch, tmp_path, store):
+    behaviour = (
+        "def slow():\n"
+        "    put(struct.pack('<8Q', *range(8)))\n"
+        "    frame = struct.pack('<4sIII4Q', b'CLRS', seq, 0, 0, 64, 0, 0, 0)\n"
+        "    for i in range(48):\n"
+        "        stream.sendall(frame[i : i + 1])\n"
+        "answers[4] = slow\n"
+    )
+    fake.install(monkeypatch, tmp_path, behaviour)
+    with start(store) as enclave:
+        assert enclave.stats().computing_ns == 7
+
+
+ENDINGS = {
+    "exit": ("(sys.stderr.write('first\\nit is all over\\n'), sys.exit(9))", r"status 9.*: first \| it is all over"),
+    "abort": ("os.abort()", "SIGABRT"),
+    "half a response": ("(stream.sendall(b'CLRS'), sys.exit(0))", "status 0"),
+    "closed stream": ("(stream.shutdown(socket.SHUT_RDWR), sys.exit(3))", "status 3"),
+}
+
+
+@pytest.mark.parametrize(("ending", "says"), ENDINGS.values(), ids=ENDINGS)
+def test_end_in_the_middle_of_a_call_is_a_crash(ending, says, monkeypatch, tmp_path, store):
+    fake.install(monkeypatch, tmp_path, f"answers[4] = lambda: {ending}")
+    with start(store) as enclave:
+        process_id = enclave.process_id
+        with pytest.raises(EnclaveCrashed, match=says):
+            enclave.stats()
+        assert_gone(process_id)
+
+
+def test_enclave_that_does_not_listen_is_killed(monkeypatch, tmp_path, store):
+    monkeypatch.setattr(local, "_END_SECONDS", 0.2)
+    fake.install(monkeypatch, tmp_path, "answers[4] = lambda: (respond(sizes=(64, 0, 0, 0)), time.sleep(60))")
+    with start(store) as enclave:
+        process_id = enclave.process_id
+        enclave.stats()
+    assert_gone(process_id)
