@@ -10,7 +10,7 @@
 
 #include "gp.h"
 
-#define OPENSSL_HEAP_BYTES ((size_t)8 << 20)
+#define OPENSSL_HEAP_BYTES ((size_t)2 << 20)
 #define GCM_NONCE_BYTES 12
 #define GCM_TAG_BYTES 16
 

@@ -58,7 +58,7 @@ static shape draw_shape(uint32_t *seed)
 {
     shape s = {.groups = 1 + below(seed, 3)};
     s.c = s.groups * (1 + below(seed, 5));
-    s.oc = s.groups * (1 + below(seed, 12));
+    s.oc = s.groups * (1 + below(seed, s.groups == 1 ? 36 : 12));
     s.h = 1 + below(seed, 7);
     s.w = 1 + below(seed, 7);
     s.k = 1 + below(seed, 3);
