@@ -4,7 +4,6 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <signal.h>
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -25,7 +24,6 @@ uint32_t cl_harden_process(void)
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0) {
         flags |= CL_FLAG_NO_NEW_PRIVILEGES;
     }
-    (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     return flags;
 }
 

@@ -8,8 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* No dumps, no debugger, no core files, no new privileges; end with the
- * parent. Returns: the flags of platform.h that hold from now on. */
+/* No dumps, no debugger, no core files, no new privileges. (The end of the
+ * stream ends the process; a signal at the parent's death would come already
+ * when the thread ends that started it.)
+ * Returns: the flags of platform.h that hold from now on. */
 uint32_t cl_harden_process(void);
 
 /* Kill this process at any system call but the few that answering requests

@@ -32,10 +32,13 @@ def check_whole_path(binary: str) -> None:
     state = state_folder()
     enclave, bundle = started(binary, state)
     assert enclave.load(bundle) == 0
+    n_stages, n_slices, inside_bytes = struct.unpack_from("<IIQ", enclave.read(128, 16))
+    assert (n_stages, n_slices) == (1, 2)
     sealed = b"".join(bundle.slices)
     assert enclave.run(0, IMAGES, 2, 8, sealed=sealed, count=2) == (0, (0, 0, 2), EXPECTED)
     stats = enclave.stats()
     assert stats[2:6] == (1, 2, 4, 96), stats
+    assert 0 < stats[1] <= stats[0] <= inside_bytes, (stats, inside_bytes)
     assert enclave.end() == (0, "")
 
     again = Enclave(binary, state)
