@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from cloister.cli import main
@@ -87,13 +88,30 @@ def test_command_prints_the_result_and_keeps_the_folder(tmp_path, capsys, monkey
 
 def test_command_shows_tables(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert main(["demo"]) == 0
+    assert main(["demo", "-o", str(tmp_path / "kept")]) == 0
     text = capsys.readouterr().out
-    for part in ("float32, PyTorch", "the same bits", "peak", "times that of nothing inside", "An outsider", "Next"):
+    for part in (
+        "float32, PyTorch",
+        "the same bits",
+        "peak",
+        "times that of nothing inside",
+        "An outsider",
+        "kept in",
+        "Next",
+    ):
         assert part in text
     commands = text[text.index("Next") :].splitlines()[1:]
     assert [line.split()[:2] for line in commands] == [
         ["cloister", verb] for verb in ("train", "protect", "run", "inspect")
     ]
     assert max(map(len, text[: text.index("Next")].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("change", [{"bit_equal": False}, {"inside_peak_bytes": BUDGET_BYTES + 1}])
+def test_command_fails_if_a_claim_does_not_hold(result, capsys, monkeypatch, change):
+    changed = msgspec.structs.replace(result, **change)
+    monkeypatch.setattr("cloister.demo.run_demo", lambda *_, **__: changed)
+    assert main(["demo"]) == 3
+    captured = capsys.readouterr()
+    assert "Accuracy" in captured.out
+    assert "cloister: error: the enclave gave other bits" in captured.err

@@ -370,6 +370,15 @@ def test_protect_takes_the_same_images_as_the_library(call, tmp_path):
     assert [tensor["scale"] for tensor in document["tensors"]] == [tensor.scale for tensor in theirs.tensors]
 
 
+def test_protect_with_other_data_than_the_weights_says_so(call):
+    assert call(*TRAIN, "-o", "w.safetensors").code == 0
+    x, y = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10
+    np.savez("other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    outcome = call("protect", "zoo:vgg7", "--weights", "w.safetensors", "--data", "other.npz")
+    assert outcome.code == 0
+    assert "trained on other data than `other`" in outcome.err
+
+
 def test_train_document(call):
     document = call(*TRAIN, "-f", "json").document
     assert document["schema"] == "cloister.train/1"

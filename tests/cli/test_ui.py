@@ -83,3 +83,35 @@ def test_any_encoding_of_the_terminal_will_do(bundle, form):
     )  # fmt: skip
     assert finished.stdout.decode("ascii" if form == "table" else "utf-8")
     assert finished.stderr == b""
+
+
+def test_progress_is_a_bar_on_a_terminal(tmp_path):
+    """In a terminal of its own; the bar is gone when the work is done."""
+    import pty
+
+    script = (
+        "import time\nfrom cloister.cli import ui\n"
+        "with ui.progress() as p:\n"
+        " for i in range(5):\n  p.update(i + 1, 5, 'stirring'); time.sleep(0.1)\n"
+        " p.update(1, 2, 'baking'); time.sleep(0.3)\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    environment.pop("CLOISTER_NO_PROGRESS", None)
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 4096)
+        except OSError:  # Linux says so when the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait(30) == 0
+    assert b"stirring" in shown
+    assert b"baking" in shown
+    assert b"1/2" in shown
+    assert shown.rstrip().endswith(b"\x1b[2K")

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from cloister.cli import options, ui
+from cloister.errors import EnclaveError
 from cloister.units import format_bytes
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ def demo(seed: int, out: Path | None, force: bool, format: str) -> None:
         ui.json(result)
     else:
         _show(result, out)
+    if not result.bit_equal or result.inside_peak_bytes > result.budget_bytes:
+        raise EnclaveError(
+            "the enclave gave other bits than the same program outside, or took more memory than its budget",
+            "`cloister doctor` checks this machine",
+        )
 
 
 @contextlib.contextmanager

@@ -16,16 +16,18 @@ _MANY = 3
 
 
 def show_plan(title: str, plan: Plan) -> None:
-    """Print a plan, one layer a line; reasons have a column only where they differ."""
+    """Print a plan, one layer a line, and the reasons below."""
     columns = ["layer", "op", "weights", "where", "slices", "resident"]
-    rows = [_row(layer) for layer in plan.layers]
-    reasons = {_where(layer): _reason(layer) for layer in plan.layers if layer.inside}
-    if len({_reason(layer) for layer in plan.layers if layer.inside}) > 1:
-        rows = [(*row, _reason(layer)) for row, layer in zip(rows, plan.layers, strict=True)]
-        columns, reasons = [*columns, "why"], {}
-    ui.table(title, columns, rows, right="weights,slices,resident")
-    if reasons:
-        ui.fields("", list(reasons.items()))
+    ui.table(title, columns, [_row(layer) for layer in plan.layers], right="weights,slices,resident")
+    reasons: dict[str, list[str]] = {}
+    for layer in plan.layers:
+        reasons.setdefault(_reason(layer), []).append(layer.name)
+    # They need not lie side by side, so the first and the last would mislead.
+    rows = [
+        (reason, name_layers(names) if len(names) <= _MANY else f"{len(names)} layers")
+        for reason, names in reasons.items()
+    ]
+    ui.fields("Why", rows)
 
 
 def _row(layer: LayerPlan) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def _where(layer: LayerPlan) -> str:
 
 def _reason(layer: LayerPlan) -> str:
     """Why it is where it is; the numbers of the reason's second half have columns of their own."""
-    return layer.reason.removeprefix("outside: ").partition("; ")[0]
+    return f"{_where(layer)}, {layer.reason.removeprefix('outside: ').partition('; ')[0]}"
 
 
 def name_layers(names: Sequence[str]) -> str:
