@@ -81,7 +81,7 @@ static inline uint64_t cl_mul(uint64_t a, uint64_t b)
     return b != 0 && a > CL_MAX_U64 / b ? CL_MAX_U64 : a * b;
 }
 
-/* `n` rounded up to a multiple of `step` (a power of two), sticking likewise. */
+/* `n` rounded up to a multiple of `step`, a power of two; sticks likewise. */
 static inline uint64_t cl_up(uint64_t n, uint64_t step)
 {
     uint64_t sum = cl_add(n, step - 1);

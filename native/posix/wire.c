@@ -95,7 +95,10 @@ static bool read_param(const cl_wire *wire, const uint8_t *from,
     if (region == NULL || !cl_inside(offset, size, region->n_bytes)) {
         return false;
     }
-    param->memref.buffer = region->start != NULL ? region->start + offset : NULL;
+    param->memref.buffer = region->start; /* null for an empty file */
+    if (offset != 0) {
+        param->memref.buffer = region->start + offset;
+    }
     param->memref.size = (size_t)size;
     *type = types[kind];
     return true;
