@@ -119,9 +119,7 @@ def plan_layer(layer, slices) -> LayerPlan:
 def describe_parts(parts) -> tuple[Part, ...]:
     table, offset = [], 0
     for kind, data in parts:
-        table.append(
-            Part(kind=kind, offset=offset, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        )
+        table.append(Part(kind=kind, offset=offset, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
         offset += len(data)
     return tuple(table)
 

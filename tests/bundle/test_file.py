@@ -333,9 +333,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(sample, tmp_path, mon
 
 
 def test_contradictory_bundle_is_not_written(sample, tmp_path):
-    wrong = msgspec.structs.replace(
-        sample.manifest, parts=describe_parts([("program", b"x"), ("constants", b"")])
-    )
+    wrong = msgspec.structs.replace(sample.manifest, parts=describe_parts([("program", b"x"), ("constants", b"")]))
     with pytest.raises(BundleError):
         write_bundle(
             tmp_path / "m",

@@ -96,7 +96,6 @@ class LocalEnclave:
 
     Attributes:
         info: what the enclave says of itself.
-        payload: the shared memory; the first `CONTROL_BYTES` belong to the commands' own blocks.
     """
 
     def __init__(self, store: BinaryIO, *, payload_bytes: int, heap_bytes: int) -> None:
@@ -116,7 +115,7 @@ class LocalEnclave:
             self._socket, theirs = socket.socketpair()
             undo.enter_context(self._socket)
             with _memory_file("cloister-payload", total_bytes) as memory, theirs:
-                self.payload = mmap.mmap(memory.fileno(), total_bytes)
+                self._payload = mmap.mmap(memory.fileno(), total_bytes)
                 files = {"--socket": theirs.fileno(), "--payload": memory.fileno(), "--store": store.fileno()}
                 self._process = _start(files, heap_bytes, self._errors)
             undo.pop_all()
@@ -133,6 +132,20 @@ class LocalEnclave:
     def process_id(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def payload(self) -> mmap.mmap:
+        """The shared memory; its first `CONTROL_BYTES` are for the commands' own blocks.
+
+        Raises:
+            EnclaveError: the enclave is closed.
+        """
+        self._require_open()
+        return self._payload
+
+    def _require_open(self) -> None:
+        if not self._end.alive:
+            raise EnclaveError("the enclave is closed", "load the bundle again")
 
     def load(self, load_block: bytes, sealed_program: tuple[int, int]) -> wire.Loaded:
         """Open the content key and the program.
@@ -191,6 +204,7 @@ class LocalEnclave:
         Raises:
             EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
         """
+        self._require_open()
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
             self._socket.sendall(wire.pack_request(self._sequence, command, parameters))
@@ -214,10 +228,8 @@ class LocalEnclave:
             frame += piece
         return bytes(frame)
 
-    def _crashed(self, command: Command) -> EnclaveError:
+    def _crashed(self, command: Command) -> EnclaveCrashed:
         """The error for an enclave that is gone, with what is known of its end."""
-        if not self._end.alive:
-            return EnclaveError(f"the enclave was closed before `{command.name.lower()}`")
         said = _last_lines(self._errors)
         self.close()
         how = _describe_exit(self._process.returncode)
@@ -228,7 +240,7 @@ class LocalEnclave:
         """End the process and wait for it. May be called again."""
         self._end()
         with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
-            self.payload.close()
+            self._payload.close()
 
     def __enter__(self) -> Self:
         return self

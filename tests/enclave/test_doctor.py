@@ -1,0 +1,105 @@
+"""The doctor finds what is wrong, and says what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cloister.enclave import core, doctor, local
+from cloister.enclave.doctor import checks
+from cloister.errors import EnclaveUnavailable
+from tests.enclave import fake
+
+
+def by_name():
+    return {check.name: check for check in checks()}
+
+
+def test_this_machine_is_fit():
+    found = by_name()
+    for name in ("python", "local enclave", "interpreter", "state folder", "not dumpable", "torch", "torchao"):
+        assert found[name].state == "ok", found[name]
+    assert "process isolation, not hardware" in found["local enclave"].detail
+    assert all(check.fix for check in found.values() if check.state != "ok")
+
+
+def test_missing_enclave_is_a_failure_with_a_way_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(local.importlib.resources, "files", lambda package: tmp_path)
+    check = by_name()["local enclave"]
+    assert check.state == "fail"
+    assert "OpenSSL" in check.fix
+
+
+def test_missing_library_is_a_failure(monkeypatch):
+    def missing(program, constants):
+        raise EnclaveUnavailable("the library does not load", "reinstall")
+
+    monkeypatch.setattr(core, "OutsideProgram", missing)
+    assert by_name()["interpreter"].state == "fail"
+
+
+def test_each_missing_hardening_is_a_warning(monkeypatch, tmp_path):
+    fake.install(monkeypatch, tmp_path)
+    found = by_name()
+    for name in ("not dumpable", "no core files", "memory locked", "memory hidden", "system call filter"):
+        assert found[name].state == "warn"
+        assert found[name].fix
+    assert "hardware isolation" not in found
+
+
+def test_state_folder_that_others_can_read_is_a_failure():
+    folder = local.state_folder()
+    folder.chmod(0o755)
+    try:
+        check = doctor._check_state_folder()
+    finally:
+        folder.chmod(0o700)
+    assert check.state == "fail"
+    assert check.fix == f"chmod 700 {folder}"
+
+
+def test_state_folder_that_cannot_be_made_is_a_failure(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CLOISTER_STATE", str(tmp_path / "file"))
+    assert doctor._check_state_folder().state == "fail"
+
+
+@pytest.mark.parametrize(("limit", "state"), [(-1, "ok"), (8 << 20, "warn"), (1 << 30, "ok")])
+def test_limit_of_locked_memory(limit, state, monkeypatch):
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (limit, limit))
+    assert doctor._check_locked_memory().state == state
+
+
+@pytest.mark.parametrize(("version", "state"), [("2.13.1+cpu", "ok"), ("2.12.0", "warn"), (None, "warn")])
+def test_version_of_torch(version, state, monkeypatch):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", found)
+    check = doctor._check_package("torch", "2.13")
+    assert check.state == state
+    assert bool(check.fix) == (state == "warn")
+
+
+def test_versions_are_the_packages():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    for name, version in doctor._MODEL_PACKAGES.items():
+        assert any(need.startswith(f"{name}>={version}") for need in project["dependencies"])
+
+
+def test_doctor_imports_no_torch():
+    script = (
+        "import sys\n"
+        "from cloister.enclave.doctor import checks\n"
+        "checks()\n"
+        "print([name for name in ('torch', 'torchao', 'sklearn', 'cryptography') if name in sys.modules])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert run.stdout == "[]\n"
