@@ -46,16 +46,21 @@ def attack(tmp_path):
     def run(changed: bytes, error: type[CloisterError] = IntegrityError, says: str | None = None):
         path = tmp_path / "changed.cloister"
         path.write_bytes(changed)
-        with pytest.raises(error, match=says) as caught, load(path) as session:
-            try:
-                session.run(X)
-            finally:
-                assert not any(results_memory(session))
+        with pytest.raises(error, match=says) as caught:
+            run_and_look(path)
         assert caught.value.exit_code == 3
         with pytest.raises(ChildProcessError):  # no process is left, running or not
             os.waitpid(-1, os.WNOHANG)
 
     return run
+
+
+def run_and_look(path):
+    with load(path) as session:
+        try:
+            session.run(X)
+        finally:
+            assert not any(results_memory(session))
 
 
 def results_memory(session) -> bytes:
