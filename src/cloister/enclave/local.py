@@ -27,7 +27,7 @@ __all__ = ["CONTROL_BYTES", "MIN_HEAP_BYTES", "LocalEnclave", "binary_path", "lo
 #: Start of the payload memory that is kept for the commands' own blocks; images and results lie behind it.
 CONTROL_BYTES = 256
 #: The smallest heap that an enclave starts with.
-MIN_HEAP_BYTES = 1 << 16
+MIN_HEAP_BYTES = 1 << 13
 _SMALL_STORE_BYTES = 4096
 _BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
 _END_SECONDS = 5.0
