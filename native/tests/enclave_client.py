@@ -37,14 +37,35 @@ def up(n: int, step: int = 64) -> int:
 
 
 def program(
-    arena: int, tensors: list, slices: list, ops: bytes, stages: bytes, n_stages: int = 1, *,
-    resident: int = 0, slot: int = 0, budget: int = 0,
+    arena: int,
+    tensors: list,
+    slices: list,
+    ops: bytes,
+    stages: bytes,
+    n_stages: int = 1,
+    *,
+    resident: int = 0,
+    slot: int = 0,
+    budget: int = 0,
 ) -> bytes:
     """Assemble a program from its sections."""
     body = b"".join(words(*t) for t in tensors) + b"".join(words(*s) for s in slices) + ops + stages
     header = b"CLPR" + words(
-        1, 64 + len(body), arena, len(tensors), len(slices), len(ops) // 4, n_stages,
-        len(stages) // 4, resident, slot, budget, 0, 0, 0, 0,
+        1,
+        64 + len(body),
+        arena,
+        len(tensors),
+        len(slices),
+        len(ops) // 4,
+        n_stages,
+        len(stages) // 4,
+        resident,
+        slot,
+        budget,
+        0,
+        0,
+        0,
+        0,
     )
     return header + body
 
@@ -60,20 +81,20 @@ class Bundle:
         wrapped = SUITE.encrypt(key, device, info=b"cloister-bundle-1" + self.bundle_id)
         self.request = self.bundle_id + self.manifest_hash + wrapped
         self.program = gcm.encrypt(
-            words(0xFFFFFFFF) + bytes(8), program,
+            words(0xFFFFFFFF) + bytes(8),
+            program,
             b"cloister-program-1" + self.bundle_id + self.manifest_hash,
         )
         bound = b"cloister-slice-1" + self.bundle_id + hashlib.sha256(program).digest()
         self.slices = [
-            gcm.encrypt(words(i) + bytes(8), data, bound + words(i, len(slices)))
-            for i, data in enumerate(slices)
+            gcm.encrypt(words(i) + bytes(8), data, bound + words(i, len(slices))) for i, data in enumerate(slices)
         ]
 
 
 class Enclave:
     """A started cloister-enclave and the memory shared with it."""
 
-    def __init__(self, binary: str, state: str, *, payload: int = 1 << 20, store: bytes = b"", heap: int = 1 << 20) -> None:
+    def __init__(self, binary, state, *, payload=1 << 20, store=b"", heap=1 << 20):
         """Start the process."""
         self.payload_fd = os.memfd_create("payload")
         os.ftruncate(self.payload_fd, payload)
@@ -83,9 +104,21 @@ class Enclave:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         fds = (theirs.fileno(), self.payload_fd, self.store_file.fileno())
         self.process = subprocess.Popen(
-            [binary, "--socket", str(fds[0]), "--payload", str(fds[1]), "--store", str(fds[2]),
-             "--state", state, "--heap", str(heap)],
-            pass_fds=fds, stderr=subprocess.PIPE,
+            [
+                binary,
+                "--socket",
+                str(fds[0]),
+                "--payload",
+                str(fds[1]),
+                "--store",
+                str(fds[2]),
+                "--state",
+                state,
+                "--heap",
+                str(heap),
+            ],
+            pass_fds=fds,
+            stderr=subprocess.PIPE,
         )
         theirs.close()
         self.sequence = 0
@@ -130,8 +163,9 @@ class Enclave:
         """Result of `load`."""
         self.write(0, bundle.request)
         self.write(256, bundle.program)
-        return self.call(2, (INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, len(bundle.program)),
-                         (OUTPUT, PAYLOAD, 128, 32))[0]
+        return self.call(
+            2, (INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, len(bundle.program)), (OUTPUT, PAYLOAD, 128, 32)
+        )[0]
 
     def stats(self) -> tuple[int, ...]:
         """Answer of `stats`."""
@@ -139,16 +173,29 @@ class Enclave:
         assert result == 0
         return struct.unpack("<8Q", self.read(0, 64))
 
-    def run(self, stage: int, images: bytes, n_images: int, out_bytes: int, *, sealed: bytes = b"",
-            first: int = 0, count: int = 0, resume: int = 0) -> tuple[int, tuple[int, ...], bytes]:
+    def run(
+        self,
+        stage: int,
+        images: bytes,
+        n_images: int,
+        out_bytes: int,
+        *,
+        sealed: bytes = b"",
+        first: int = 0,
+        count: int = 0,
+        resume: int = 0,
+    ) -> tuple[int, tuple[int, ...], bytes]:
         """Result, the run block's answer words (state, needed, done), and the results."""
         images_at, out_at, sealed_at = 4096, 4096 + up(len(images)), 4096 + up(len(images)) + up(out_bytes)
         self.write(0, words(stage, n_images, first, count, resume) + bytes(44))
         self.write(images_at, images)
         self.write(sealed_at, sealed)
         result, _ = self.call(
-            3, (BOTH, PAYLOAD, 0, 64), (INPUT, PAYLOAD, images_at, len(images)),
-            (OUTPUT, PAYLOAD, out_at, out_bytes), (INPUT, PAYLOAD, sealed_at, len(sealed)),
+            3,
+            (BOTH, PAYLOAD, 0, 64),
+            (INPUT, PAYLOAD, images_at, len(images)),
+            (OUTPUT, PAYLOAD, out_at, out_bytes),
+            (INPUT, PAYLOAD, sealed_at, len(sealed)),
         )
         return result, struct.unpack("<3I", self.read(20, 12)), self.read(out_at, out_bytes)
 
@@ -170,8 +217,9 @@ def linear_program(*, resident: bool = False, budget: int = 0) -> tuple[bytes, l
     records = [(0, 2, 24, places[0], 0), (2, 2, 24, places[1], 40)]
     ops = words(1, 18, 0, 1, 0, 2, 1, 1, 1, 1, 0, 0, 1, 1, 1, 32, -128, 127)
     stages = words(0, 18, 1, 1, 0, 1)
-    return program(64, tensors, records, ops, stages, resident=128 if resident else 0,
-                   slot=0 if resident else 24, budget=budget), slices
+    return program(
+        64, tensors, records, ops, stages, resident=128 if resident else 0, slot=0 if resident else 24, budget=budget
+    ), slices
 
 
 def state_folder() -> str:

@@ -27,8 +27,11 @@ def write(folder: Path, name: str, document: dict) -> None:
     """Write one document in both forms."""
     text = json.dumps(document, indent=1) + "\n"
     (folder / f"{name}.json").write_text(text)
-    lines = ["/* SPDX-License-Identifier: Apache-2.0\n *\n", f" * {name}.json for C. {PROVENANCE}.\n */\n",
-             "#include <stdint.h>\n"]
+    lines = [
+        "/* SPDX-License-Identifier: Apache-2.0\n *\n",
+        f" * {name}.json for C. {PROVENANCE}.\n */\n",
+        "#include <stdint.h>\n",
+    ]
     for key, value in document.items():
         if key != "made_by":
             lines.append(c_array(f"{name}_{key}", bytes.fromhex(value)))
@@ -43,7 +46,9 @@ def hpke(device: X25519PrivateKey) -> dict:
         "made_by": PROVENANCE,
         "private_key": device.private_bytes_raw().hex(),
         "public_key": device.public_key().public_bytes_raw().hex(),
-        "info": info.hex(), "enc": sealed[:32].hex(), "ciphertext": sealed[32:].hex(),
+        "info": info.hex(),
+        "enc": sealed[:32].hex(),
+        "ciphertext": sealed[32:].hex(),
         "plaintext": plaintext.hex(),
     }
 
@@ -53,8 +58,10 @@ def sealed(device: X25519PrivateKey, prefix: str, *, resident: bool, budget: int
     program, slices = linear_program(resident=resident, budget=budget)
     bundle = Bundle(device.public_key().public_bytes_raw(), program, slices)
     return {
-        f"{prefix}request": bundle.request.hex(), f"{prefix}program": bundle.program.hex(),
-        f"{prefix}slice_0": bundle.slices[0].hex(), f"{prefix}slice_1": bundle.slices[1].hex(),
+        f"{prefix}request": bundle.request.hex(),
+        f"{prefix}program": bundle.program.hex(),
+        f"{prefix}slice_0": bundle.slices[0].hex(),
+        f"{prefix}slice_1": bundle.slices[1].hex(),
     }
 
 

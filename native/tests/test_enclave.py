@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 
 from enclave_client import (
-    BOTH, INPUT, OUTPUT, PAYLOAD, STORE, Bundle, Enclave, linear_program, state_folder, words,
+    BOTH,
+    INPUT,
+    OUTPUT,
+    PAYLOAD,
+    STORE,
+    Bundle,
+    Enclave,
+    linear_program,
+    state_folder,
+    words,
 )
 
 IMAGES, EXPECTED = bytes(range(1, 9)), struct.pack("8b", 2, 4, -3, -4, 10, 12, -7, -8)
@@ -55,6 +64,7 @@ def check_whole_path(binary: str) -> None:
 
 def check_refused_starts(binary: str) -> None:
     """Missing and wrong options are named; open state folders are refused."""
+
     def start(*arguments: str) -> tuple[int, str]:
         done = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=60)
         return done.returncode, done.stderr
@@ -77,9 +87,19 @@ def check_bad_parameters(binary: str) -> None:
     enclave, _ = started(binary, state_folder())
     size = 1 << 20
     for param in [
-        (OUTPUT, PAYLOAD, size - 127, 128), (OUTPUT, PAYLOAD, size + 1, 0), (OUTPUT, PAYLOAD, (1 << 64) - 64, 128),
-        (OUTPUT, PAYLOAD, 0, (1 << 64) - 1), (OUTPUT, STORE, 0, 0), (BOTH, STORE, 0, 0), (INPUT, STORE, 0, 1),
-        (INPUT, 0, 0, 0), (INPUT, 3, 0, 0), (4, PAYLOAD, 0, 0), (0, PAYLOAD, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1),
+        (OUTPUT, PAYLOAD, size - 127, 128),
+        (OUTPUT, PAYLOAD, size + 1, 0),
+        (OUTPUT, PAYLOAD, (1 << 64) - 64, 128),
+        (OUTPUT, PAYLOAD, 0, (1 << 64) - 1),
+        (OUTPUT, STORE, 0, 0),
+        (BOTH, STORE, 0, 0),
+        (INPUT, STORE, 0, 1),
+        (INPUT, 0, 0, 0),
+        (INPUT, 3, 0, 0),
+        (4, PAYLOAD, 0, 0),
+        (0, PAYLOAD, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
     ]:
         assert enclave.call(1, param)[0] == 0xFFFF0006, param
     assert enclave.call(99)[0] == 0xFFFF0009
@@ -96,10 +116,15 @@ def wild_frame(rng: random.Random, enclave: Enclave, bundle: Bundle) -> bytes:
     command = rng.choice([1, 2, 2, 3, 3, 3, 3, 4, rng.getrandbits(32)])
     n_program, count = len(bundle.program), rng.choice([0, 1, 2])
     shapes = {
-        1: [(OUTPUT, PAYLOAD, 0, 128)], 4: [(OUTPUT, PAYLOAD, 0, 64)],
+        1: [(OUTPUT, PAYLOAD, 0, 128)],
+        4: [(OUTPUT, PAYLOAD, 0, 64)],
         2: [(INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, n_program), (OUTPUT, PAYLOAD, 128, 32)],
-        3: [(BOTH, PAYLOAD, 8192, 64), (INPUT, PAYLOAD, 4096, 8), (OUTPUT, PAYLOAD, 4200, 8),
-            (INPUT, PAYLOAD, 5000, 40 * count)],
+        3: [
+            (BOTH, PAYLOAD, 8192, 64),
+            (INPUT, PAYLOAD, 4096, 8),
+            (OUTPUT, PAYLOAD, 4200, 8),
+            (INPUT, PAYLOAD, 5000, 40 * count),
+        ],
     }
     params = [list(p) for p in shapes.get(command, [])] + [[0, 0, 0, 0]] * 4
     enclave.write(0, bundle.request)

@@ -221,7 +221,7 @@ def _result(dataset: Dataset, manifest: Manifest, measured: _Measured, seed: int
         inside_layers=tuple(layer.name for layer in plan.layers if layer.inside),
         outside_layers=tuple(layer.name for layer in plan.layers if not layer.inside),
         n_slices=len(manifest.slices),
-        n_streamed=sum(not resident for *_, resident in manifest.slices),
+        n_streamed=sum(not piece.resident for piece in manifest.slices),
         inside_weight_bytes=sum(layer.weight_bytes for layer in plan.layers if layer.inside),
         sealed_bytes=measured.sealed_bytes,
         accuracy=Accuracy(

@@ -15,7 +15,7 @@ import torch
 from cloister import __version__
 from cloister.bundle.file import write_bundle
 from cloister.bundle.keys import recipients
-from cloister.bundle.manifest import Manifest, Part, Step, TensorInfo
+from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
 from cloister.compile import ir
 from cloister.compile.capture import Captured, capture
 from cloister.compile.lower import lower
@@ -296,7 +296,10 @@ def _manifest(
         steps=tuple(steps),
         plan=plan,
         parts=_part_table(parts),
-        slices=tuple((s.layer, s.first_unit, s.n_units, s.resident) for s in program.slices) if program else (),
+        slices=tuple(
+            SliceEntry(s.layer, s.first_unit, s.n_units, len(s.data), s.resident)
+            for s in (program.slices if program else ())
+        ),
     )
 
 

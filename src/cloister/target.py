@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import os
 import sys
 import traceback
 import zipfile
@@ -30,6 +29,7 @@ from cloister import zoo
 from cloister.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from cloister.data import Dataset, split
 from cloister.errors import DataError, TargetError
+from cloister.unpickling import tensors_only
 
 __all__ = [
     "Checkpoint",
@@ -298,7 +298,7 @@ def _raise_theirs(error: Exception, spec: str, file: str | None) -> NoReturn:
 def _load_pt2(path: Path, shape: Shape | None, n_classes: int | None) -> Target:
     _check_pt2(path)
     try:
-        with _tensors_only():
+        with tensors_only():
             program = torch.export.load(path)
     except Exception as error:  # whatever a damaged file makes PyTorch raise
         raise TargetError(f"cannot load `{path}`: {type(error).__name__}: {error}") from error
@@ -319,24 +319,6 @@ def _check_pt2(path: Path) -> None:
         )
     if not any(name.endswith("models/model.json") for name in names):
         raise TargetError(f"expected one model in `{path}`, as torch.export.save of PyTorch 2.8 and later writes it")
-
-
-@contextlib.contextmanager
-def _tensors_only() -> Iterator[None]:
-    """Make torch.load refuse everything but tensors, also where its caller asks otherwise.
-
-    `torch.export.load` asks for unrestricted unpickling when the restricted one fails.
-    """
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _exported_target(program: ExportedProgram, name: str, shape: Shape | None, n_classes: int | None) -> Target:

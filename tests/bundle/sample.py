@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cloister.bundle.file import write_bundle
-from cloister.bundle.manifest import Manifest, Part, Step, TensorInfo
+from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
 from cloister.compile import ir
 from cloister.compile.program import Program, Stage, build_inside, build_outside, constants
 from cloister.planning.plan import LayerPlan, Plan
@@ -99,7 +99,7 @@ def make_manifest(graph, steps, program, parts, budget_bytes=None) -> Manifest:
             layers=tuple(plan_layer(layer, slices) for layer in graph.layers()),
         ),
         parts=describe_parts(parts),
-        slices=tuple((s.layer, s.first_unit, s.n_units, s.resident) for s in slices),
+        slices=tuple(SliceEntry(s.layer, s.first_unit, s.n_units, len(s.data), s.resident) for s in slices),
     )
 
 

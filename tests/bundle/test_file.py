@@ -255,7 +255,7 @@ LIES = {
     "no slices": (("slices",), [], "sealed slices"),
     "bad slice": (("slices", 0, 2), 0, "impossible range"),
     "plan says outside": (("plan", "layers", 1, "inside"), False, "leaves `hidden` outside"),
-    "other bytes in the plan": (("plan", "layers", 1, "weight_bytes"), 32, "by the plan"),
+    "other bytes in a slice": (("slices", 0, 3), 32, "expected sealed slices of"),
     "unknown field": (("more",), 1, "schema"),
     "wrong type": (("model",), 1, "schema"),
 }

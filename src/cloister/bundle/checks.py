@@ -88,9 +88,9 @@ def _check_worlds(manifest: Manifest) -> Iterator[str]:
 
 
 def _check_slices(manifest: Manifest) -> Iterator[str]:
-    for index, (layer, first_unit, n_units, _) in enumerate(manifest.slices):
-        if first_unit < 0 or n_units < 1:
-            yield f"slice {index} of `{layer}` has an impossible range {first_unit} + {n_units}"
+    for index, piece in enumerate(manifest.slices):
+        if piece.first_unit < 0 or piece.n_units < 1 or piece.n_bytes < 1:
+            yield f"slice {index} of `{piece.layer}` has an impossible range or size: {piece}"
     inside = {layer for step in manifest.steps if step.world == "inside" for layer in step.layers}
     for planned in manifest.plan.layers:
         if planned.name in inside and not planned.inside:

@@ -261,24 +261,14 @@ def _check_sections(bundle: Bundle) -> None:
         raise BundleError("a step is inside, but the file has no sealed program or no recipients")
     if inside and found["sealed program"] < _MIN_SEALED_PROGRAM_BYTES:
         raise BundleError(f"expected a sealed program, but got {found['sealed program']} bytes")
-    sizes = sealed_slice_bytes(bundle.manifest)
-    if sizes is not None and found["slices"] != sum(sizes):
-        raise BundleError(f"expected sealed slices of {sum(sizes)} bytes by the plan, but got {found['slices']}")
+    expected = sum(sealed_slice_bytes(bundle.manifest))
+    if found["slices"] != expected:
+        raise BundleError(f"expected sealed slices of {expected} bytes, but got {found['slices']}")
 
 
-def sealed_slice_bytes(manifest: Manifest) -> list[int] | None:
-    """Bytes of each sealed slice, in index order: its layer's bytes in the plan, shared out by units.
-
-    None if the plan does not say: a slice is of an operation that belongs to no layer, or a layer's units differ in
-    size because it is used twice with different inputs.
-    """
-    planned = {layer.name: layer.weight_bytes for layer in manifest.plan.layers}
-    units: dict[str, int] = {}
-    for layer, _, n_units, _ in manifest.slices:
-        units[layer] = units.get(layer, 0) + n_units
-    if any(layer not in planned or planned[layer] % n_units for layer, n_units in units.items()):
-        return None
-    return [planned[layer] // units[layer] * n_units + _TAG_BYTES for layer, _, n_units, _ in manifest.slices]
+def sealed_slice_bytes(manifest: Manifest) -> list[int]:
+    """Bytes of each sealed slice, in index order."""
+    return [piece.n_bytes + _TAG_BYTES for piece in manifest.slices]
 
 
 def _check_parts(bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from cloister.planning.plan import Plan
 
-__all__ = ["Manifest", "Part", "Step", "TensorInfo"]
+__all__ = ["Manifest", "Part", "SliceEntry", "Step", "TensorInfo"]
 
 
 class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,24 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class SliceEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One inside slice, in the document as an array.
+
+    Attributes:
+        layer: the layer's name.
+        first_unit: its first output unit.
+        n_units: number of output units.
+        n_bytes: bytes of the open slice; sealed it has 16 more.
+        resident: whether it stays open inside between calls.
+    """
+
+    layer: str
+    first_unit: int
+    n_units: int
+    n_bytes: int
+    resident: bool
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is known of a bundle without opening it.
 
@@ -76,7 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         steps: the stages in order.
         plan: what is inside, and why.
         parts: the outside parts.
-        slices: (layer, first unit, number of units, resident) for each inside slice.
+        slices: the inside slices in index order.
     """
 
     format: Literal[1] = 1
@@ -88,4 +106,4 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     steps: tuple[Step, ...]
     plan: Plan
     parts: tuple[Part, ...]
-    slices: tuple[tuple[str, int, int, bool], ...]
+    slices: tuple[SliceEntry, ...]

@@ -70,7 +70,7 @@ def _document(bundle: Bundle) -> InspectDocument:
 
 def _show(document: InspectDocument, path: Path) -> None:
     sizes, plan = document.sizes, document.plan
-    n_slices, n_resident = len(document.slices), sum(resident for *_, resident in document.slices)
+    n_slices, n_resident = len(document.slices), sum(piece.resident for piece in document.slices)
     rows = [
         ("model", document.model),
         ("precision", "int8" if plan.bits == 8 else "float32"),

@@ -67,6 +67,8 @@ def _cut(module: fx.GraphModule, stage: Stage) -> _Stage:
                 for arg in node.all_input_nodes:
                     copy(arg)
                 copied[node] = graph.node_copy(node, lambda arg: copied[arg])
+                # What export notes about the code that made a node is nobody's business on a device.
+                copied[node].meta = {}
         return copied[node]
 
     graph.output(tuple(copy(nodes[name]) for name in stage.outputs))

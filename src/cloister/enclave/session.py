@@ -385,18 +385,11 @@ class _Windows:
 
     def __init__(self, bundle: Bundle, window_bytes: int | None) -> None:
         self._start = bundle.slices.offset
-        # Where the sizes of single slices are unknown, all of them are shown as one.
         self._sizes = sealed_slice_bytes(bundle.manifest)
-        self._all = (
-            len(bundle.manifest.slices),
-            Parameter(Kind.INPUT, Region.STORE, *dataclasses.astuple(bundle.slices)),
-        )
         self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
 
     def at(self, first: int) -> tuple[int, Parameter]:
         """(number of slices, where they lie) of the window that starts at a slice."""
-        if self._sizes is None:
-            return self._all
         count, size = 0, 0
         for n_bytes in self._sizes[first:]:
             if count and size + n_bytes > self._limit_bytes:

@@ -7,13 +7,11 @@ only what a stage of aten operators consists of.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 from torch.export.pt2_archive._package import PT2ArchiveReader
 
 from cloister.errors import BundleError
+from cloister.unpickling import tensors_only
 
 __all__ = ["TorchStage"]
 
@@ -56,7 +55,7 @@ class TorchStage:
         self._what = what
         try:
             _check_archive(data)
-            with _no_pickle():
+            with tensors_only():
                 program = torch.export.load(io.BytesIO(data))
             self._batch = _fixed_batch(program)
             self._module = program.module()
@@ -105,21 +104,6 @@ def _fixed_batch(program: torch.export.ExportedProgram) -> int | None:
             size = node.meta["val"].shape[0]
             return size if isinstance(size, int) else None
     raise BundleError("expected an exported program with inputs, but it has none")
-
-
-@contextlib.contextmanager
-def _no_pickle() -> Iterator[None]:
-    """Makes torch refuse pickled objects where it would else load them; it offers an environment variable only."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _check_archive(data: bytes) -> None:
