@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.reference import run_exactly
 
 import cloister
 from cloister.protection import lower_target, protect_lowered
-from tests.reference import run_exactly
 
 DATA = {
     "vgg7": "MNIST",
