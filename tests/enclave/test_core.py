@@ -305,7 +305,7 @@ def test_missing_library_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setattr(core, "_LIBRARY", "libcloister_missing.so")
     with pytest.raises(EnclaveUnavailable, match=r"libcloister_missing\.so") as caught:
         core._load_library.__wrapped__()
-    assert "Reinstall" in caught.value.hint
+    assert "reinstall" in caught.value.hint
 
 
 def test_import_needs_no_torch():

@@ -249,7 +249,7 @@ def _pack(words: Iterable[int]) -> bytes:
     if values.max() > _MAX_WORD:
         raise PlanError(
             "expected memory and constants of less than 4 GiB, but got more",
-            "Use int8 (--bits 8), or a smaller model.",
+            "use int8 (--bits 8), or a smaller model",
         )
     return values.astype("<u4").tobytes()  # keeps the low 32 bits: two's complement
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from cloister.compile.ir import Affine, Conv, Op
 from cloister.errors import PlanError, UnsupportedModel
+from cloister.units import format_bytes
 
 __all__ = [
     "Block",
@@ -156,7 +157,7 @@ def check_limits(blocks: Iterable[Block]) -> None:
     problems = [problem for block in blocks for problem in _find_problems(block)]
     if problems:
         names = ", ".join(f"`{layer}`" for layer, _, _ in problems)
-        hint = "Keep these layers in float32 (--bits 32)."
+        hint = "keep these layers in float32 (--bits 32)"
         raise UnsupportedModel(f"int8 sums of {names} could overflow 32 bits", problems, hint)
 
 
@@ -309,7 +310,7 @@ def _too_small(footprint: Footprint, budget_bytes: int, slicing: Literal["auto",
     if slicing == "auto":
         return PlanError(
             f"expected a budget of at least {least} bytes for these layers, but got {budget_bytes}",
-            f"Give a budget of {least} bytes or more, or keep fewer layers inside.",
+            f"give a budget of {least} bytes ({format_bytes(least)}) or more, or keep fewer layers inside",
         )
     whole = (1,) * len(footprint.blocks)
     least_whole = _streaming_need(footprint, whole)
@@ -318,7 +319,7 @@ def _too_small(footprint: Footprint, budget_bytes: int, slicing: Literal["auto",
     subject = f"layers do not fit whole: {layers}" if layers else "activations do not fit"
     return PlanError(
         f"{subject}; a budget of {budget_bytes} bytes leaves {free} bytes for one layer",
-        f"Give a budget of {least_whole} bytes or more; with --slicing auto, {least} bytes are enough.",
+        f"give a budget of {least_whole} bytes or more; with --slice auto, {least} bytes are enough",
     )
 
 

@@ -170,7 +170,7 @@ def _load_library() -> ctypes.CDLL:
     except OSError as error:
         raise EnclaveUnavailable(
             f"the interpreter's library {_LIBRARY} does not load: {error}",
-            "Reinstall the package: pip install --force-reinstall cloister.",
+            "reinstall the package: pip install --force-reinstall cloister",
         ) from error
     return _declare(library)
 
