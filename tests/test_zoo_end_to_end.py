@@ -37,7 +37,12 @@ N_EXACT = 16
 N_AGREE = 1000
 
 
-@pytest.fixture(scope="module", params=VICTIMS)
+def grouped(name):
+    """A victim is trained once: its tests run in one worker (pytest-xdist's `--dist loadgroup`)."""
+    return pytest.param(name, marks=pytest.mark.xdist_group(name))
+
+
+@pytest.fixture(scope="module", params=[grouped(name) for name in VICTIMS])
 def victim(request, tmp_path_factory):
     """(name, target with trained weights, data set)."""
     name = request.param
@@ -110,7 +115,7 @@ def test_int8_agrees_with_torchao(victim, tmp_path):
     assert np.mean(result.argmax(1) == expected.argmax(1)) >= 0.999, name
 
 
-@pytest.mark.parametrize("victim", ["vgg16"], indirect=True)
+@pytest.mark.parametrize("victim", [grouped("vgg16")], indirect=True)
 def test_vgg16_all_inside_runs_in_one_mebibyte(victim, tmp_path):
     _, target, dataset = victim
     lowered = lower_target(target, bits=8, calibration=dataset.images(slice(256)))
