@@ -105,14 +105,18 @@ def check_against_reference(lowered, target, x, result):
         assert np.abs(result - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_int8_agrees_with_torchao(victim, tmp_path):
+def test_int8_agrees_with_torchao_as_far_as_torchao_does_with_itself(victim, tmp_path):
     name, target, dataset = victim
     lowered = lower_target(target, bits=8, calibration=dataset.images(slice(512)))
     x = dataset.images(slice(N_AGREE), "test")
     protected = protect_lowered(lowered, tmp_path / "m.cloister", inside="last:3", budget_bytes=1 << 20)
     result, _ = run(protected.path, x)
-    expected = reference.run_exactly(lowered.module, x)
-    assert np.mean(result.argmax(1) == expected.argmax(1)) >= 0.999, name
+    exact = reference.run_exactly(lowered.module, x).argmax(1)
+    with torch.no_grad():
+        theirs = np.concatenate([lowered.module(part).numpy() for part in torch.from_numpy(x).split(100)]).argmax(1)
+    # A victim trained for a minute has many near ties, on which torchao's own float32 sums decide by chance; those
+    # trained for long show 99.9 % (benchmarks/agreement.py).
+    assert np.sum(result.argmax(1) != exact) <= 0.001 * N_AGREE + 2 * np.sum(theirs != exact), name
 
 
 @pytest.mark.parametrize("victim", [grouped("vgg16")], indirect=True)
