@@ -208,9 +208,12 @@ class Enclave:
         return self.process.returncode, said.decode(errors="replace")
 
 
-def linear_program(*, resident: bool = False, budget: int = 0) -> tuple[bytes, list[bytes]]:
+def linear_program(
+    *, resident: bool = False, budget: int = 0, factors: tuple[int, int] = (2, -1)
+) -> tuple[bytes, list[bytes]]:
     """Four int8 inputs, four outputs in two slices: y = 2x and y = -x, as int8."""
-    weights = [bytes([2, 0, 0, 0, 0, 2, 0, 0]), bytes([0, 0, 255, 0, 0, 0, 0, 255])]
+    first, second = (factor & 255 for factor in factors)
+    weights = [bytes([first, 0, 0, 0, 0, first, 0, 0]), bytes([0, 0, second, 0, 0, 0, 0, second])]
     slices = [floats(1, 1) + words(0, 0) + w for w in weights]
     places = (0, 64) if resident else (STREAMED, STREAMED)
     tensors = [(0, 1, 1, 1, 4, 0), (16, 1, 1, 1, 4, 0)]

@@ -222,6 +222,24 @@ static void test_load_changed(void)
     check_refused(good_call(2), TEE_ERROR_BAD_STATE); /* nothing is loaded */
 }
 
+/* A load that fails half way leaves nothing of what was loaded before it; one
+ * whose parameters are wrong changes nothing. */
+static void test_failed_load_leaves_nothing(void)
+{
+    uint8_t program[512];
+    memcpy(program, sealed_program, sealed_program_bytes);
+    program[sealed_program_bytes - 1] ^= 1;
+    load_streamed();
+    CHECK_EQ(load_bytes(sealed_request, 128, sealed_program,
+                        sealed_program_bytes, 31, LOAD_TYPES),
+             TEE_ERROR_SHORT_BUFFER);
+    call c = good_call(2);
+    CHECK_EQ(run(&c), TEE_SUCCESS);
+    CHECK_EQ(load(sealed_request, program, sealed_program_bytes),
+             TEE_ERROR_MAC_INVALID);
+    check_refused(good_call(2), TEE_ERROR_BAD_STATE);
+}
+
 static void test_load_memory(void)
 {
     CHECK_EQ(load(sealed_tight_request, sealed_tight_program,
@@ -281,12 +299,17 @@ static void test_run_in_windows(void)
     CHECK(memcmp(second, (const int8_t[]){10, 12, -7, -8}, 4) == 0);
 }
 
-static void test_resident_slices_stay(void)
+static void load_resident(void)
 {
     CHECK_EQ(load(sealed_resident_request, sealed_resident_program,
                   sealed_resident_program_bytes),
              TEE_SUCCESS);
+}
+
+static void test_resident_slices_stay(void)
+{
     uint8_t window[80];
+    load_resident();
     memcpy(window, sealed_resident_slice_0, 40);
     memcpy(window + 40, sealed_resident_slice_1, 40);
     call c = good_call(2);
@@ -299,6 +322,34 @@ static void test_resident_slices_stay(void)
     CHECK_EQ(run(&c), TEE_SUCCESS);
     CHECK_EQ(c.block[5], 0);
     check_results(c.out);
+}
+
+/* Run without any slice in the window: the first one must be asked for. */
+static void check_nothing_is_open(void)
+{
+    call c = good_call(2);
+    c.block[3] = 0;
+    c.window_bytes = 0;
+    CHECK_EQ(run(&c), TEE_SUCCESS);
+    CHECK_EQ(c.block[5], 1);
+    CHECK_EQ(c.block[6], 0);
+    CHECK_EQ(c.block[7], 0);
+}
+
+/* What is open belongs to one load: the next finds other bytes there. */
+static void test_load_forgets_open_slices(void)
+{
+    test_resident_slices_stay();
+    load_resident();
+    check_nothing_is_open();
+    load_streamed();
+    call c = good_call(2); /* leave slice 0 in the slot */
+    c.block[3] = 1;
+    c.window_bytes = 40;
+    CHECK_EQ(run(&c), TEE_SUCCESS);
+    CHECK_EQ(c.block[6], 1);
+    load_streamed();
+    check_nothing_is_open();
 }
 
 static void test_run_refuses(void)
@@ -410,10 +461,12 @@ int main(void)
     test_info_and_stats();
     test_load_sizes();
     test_load_changed();
+    test_failed_load_leaves_nothing();
     test_load_memory();
     test_run();
     test_run_in_windows();
     test_resident_slices_stay();
+    test_load_forgets_open_slices();
     test_run_refuses();
     test_run_refuses_windows();
     test_changed_slices();

@@ -62,6 +62,22 @@ def check_whole_path(binary: str) -> None:
     assert other.end() == (0, "")
 
 
+def check_second_load(binary: str) -> None:
+    """Another bundle in the same session computes with its own weights, also where slices stay open."""
+    state = state_folder()
+    for resident in (False, True):
+        enclave = Enclave(binary, state)
+        key = enclave.info()[24:56]
+        for factors in [(2, -1), (3, 5), (-4, 1), (2, -1)]:
+            bundle = Bundle(key, *linear_program(resident=resident, factors=factors))
+            expected = struct.pack("8b", *(x * factors[i // 2 % 2] for i, x in enumerate(IMAGES)))
+            assert enclave.load(bundle) == 0
+            assert enclave.run(0, IMAGES, 2, 8)[:2] == (0, (1, 0, 0))
+            sealed = b"".join(bundle.slices)
+            assert enclave.run(0, IMAGES, 2, 8, sealed=sealed, count=2) == (0, (0, 0, 2), expected)
+        assert enclave.end() == (0, "")
+
+
 def check_refused_starts(binary: str) -> None:
     """Missing and wrong options are named; open state folders are refused."""
 
@@ -173,6 +189,7 @@ def main() -> None:
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 20260803
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 4000
     check_whole_path(binary)
+    check_second_load(binary)
     check_refused_starts(binary)
     check_bad_parameters(binary)
     check_wild_frames(binary, seed, rounds)
