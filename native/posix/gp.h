@@ -34,7 +34,8 @@ const cl_heap *cl_crypto_heap(void);
 /* X25519. Out: public_value: 32 bytes. Returns: false if OpenSSL fails. */
 bool cl_x25519_public(uint8_t *public_value, const uint8_t *private_value);
 
-/* Open the folder of persistent objects, making it if it is not there.
+/* Open the folder of persistent objects, making it if it is not there. In:
+ * folder: stays where it is until cl_storage_close.
  * Returns: null, or what is wrong with it, for people. */
 const char *cl_storage_open(const char *folder);
 

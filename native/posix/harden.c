@@ -11,20 +11,30 @@
 
 #include "platform.h"
 
-uint32_t cl_harden_process(void)
+/* What holds, whoever brought it about. */
+static uint32_t read_back(void)
 {
-    const struct rlimit none = {0, 0};
+    struct rlimit core = {1, 1};
     uint32_t flags = 0;
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0) {
+    if (prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) == 0) {
         flags |= CL_FLAG_NOT_DUMPABLE;
     }
-    if (setrlimit(RLIMIT_CORE, &none) == 0) {
+    if (getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_max == 0) {
         flags |= CL_FLAG_NO_CORE_FILES;
     }
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0) {
+    if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1) {
         flags |= CL_FLAG_NO_NEW_PRIVILEGES;
     }
     return flags;
+}
+
+uint32_t cl_harden_process(void)
+{
+    const struct rlimit none = {0, 0};
+    (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    (void)setrlimit(RLIMIT_CORE, &none);
+    (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    return read_back();
 }
 
 #if defined(__x86_64__)
@@ -63,6 +73,7 @@ static struct sock_filter filter[] = {
     BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 };
 
+/* It cannot be read back: the filter forbids that call too. */
 bool cl_harden_calls(void)
 {
     const struct sock_fprog program = {

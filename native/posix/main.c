@@ -162,11 +162,8 @@ static void *open_session(void)
         result = TA_OpenSessionEntryPoint(0, params, &session);
     }
     if (result != TEE_SUCCESS) {
-        fail(EXIT_BROKEN, "the session does not open: 0x%08x%s",
-             (unsigned)result,
-             result == TEE_ERROR_CORRUPT_OBJECT
-                 ? " (the device key's file is damaged)"
-                 : "");
+        fail(EXIT_BROKEN, "the session does not open: 0x%08x",
+             (unsigned)result);
     }
     return session;
 }

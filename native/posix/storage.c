@@ -18,15 +18,20 @@
 
 static const uint8_t mark[8] = {'C', 'L', 'K', 'E', 'Y', 0, 0, 1};
 static int folder_fd = -1;
+static const char *folder_path; /* for people only */
 
 static bool is_ours_alone(const struct stat *about)
 {
     return about->st_uid == geteuid() && (about->st_mode & 077) == 0;
 }
 
+/* The client tells its user what stands behind `hint: `. */
+#define HINT "cloister-enclave: hint: "
+
 const char *cl_storage_open(const char *folder)
 {
     struct stat about;
+    folder_path = folder;
     if (mkdir(folder, 0700) != 0 && errno != EEXIST) {
         return "cannot be made";
     }
@@ -35,6 +40,10 @@ const char *cl_storage_open(const char *folder)
         return "is not a folder that can be opened";
     }
     if (!is_ours_alone(&about)) {
+        (void)dprintf(STDERR_FILENO,
+                      HINT "chmod 700 %s if it is yours, or set CLOISTER_STATE "
+                           "to another folder\n",
+                      folder);
         return "belongs to another user or is open to others; expected the "
                "current user as owner and mode 0700";
     }
@@ -69,6 +78,26 @@ static bool make_name(char *name, const char *id, size_t n_bytes,
 
 /* ---- Opening ----------------------------------------------------------- */
 
+static void say_not_ours(const char *name)
+{
+    (void)dprintf(STDERR_FILENO,
+                  "cloister-enclave: key file `%s/%s` belongs to another user "
+                  "or is open to others; expected mode 0600\n" HINT
+                  "chmod 600 %s/%s if nobody else has read it; otherwise "
+                  "remove it: a new key is made, and bundles made for the old "
+                  "one will no longer open\n",
+                  folder_path, name, folder_path, name);
+}
+
+static void say_damaged(const char *name)
+{
+    (void)dprintf(STDERR_FILENO,
+                  "cloister-enclave: key file `%s/%s` is damaged\n" HINT
+                  "remove %s/%s: a new key is made, and bundles made for the "
+                  "old one will no longer open\n",
+                  folder_path, name, folder_path, name);
+}
+
 static TEE_Result read_file(uint8_t *bytes, const char *name)
 {
     struct stat about;
@@ -83,10 +112,7 @@ static TEE_Result read_file(uint8_t *bytes, const char *name)
                  read(fd, bytes, FILE_BYTES) == FILE_BYTES;
     close(fd);
     if (!ours) {
-        (void)dprintf(STDERR_FILENO,
-                      "cloister-enclave: key file `%s` belongs to another user "
-                      "or is open to others; expected mode 0600\n",
-                      name);
+        say_not_ours(name);
         return TEE_ERROR_ACCESS_DENIED;
     }
     return whole ? TEE_SUCCESS : TEE_ERROR_CORRUPT_OBJECT;
@@ -130,6 +156,9 @@ TEE_Result TEE_OpenPersistentObject(uint32_t storageID, const void *objectID,
         }
     }
     explicit_bzero(bytes, sizeof bytes);
+    if (result == TEE_ERROR_CORRUPT_OBJECT) {
+        say_damaged(name);
+    }
     return result;
 }
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import gc
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -56,11 +62,124 @@ def test_enclave_says_who_it_is():
     assert info.version
 
 
+# --- What its protections do, seen from outside ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def user(monkeypatch):
+    """A user without rights of its own who runs the enclave: root may look into everything.
+
+    Gives the arguments that make `subprocess` run something as that user.
+    """
+    if os.geteuid() != 0:
+        yield {}
+        return
+    number = 65534
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        binary = shutil.copy(local.binary_path(), folder)
+        (folder / "local-enclave").mkdir(mode=0o700)
+        os.chown(folder / "local-enclave", number, number)
+        monkeypatch.setenv("CLOISTER_STATE", name)
+        monkeypatch.setattr(local, "binary_path", lambda: binary)
+        identity = {"user": number, "group": number, "extra_groups": []}
+        with monkeypatch.context() as patch:
+            patch.setattr(local.subprocess, "Popen", functools.partial(subprocess.Popen, **identity))
+            yield identity
+
+
+def read_as(user, path):
+    """Read one byte as that user: the exit status of it."""
+    command = ["head", "-c", "1", str(path)]
+    return subprocess.run(command, capture_output=True, check=False, **user).returncode
+
+
+def proc_fields(process_id, name):
+    lines = Path(f"/proc/{process_id}/{name}").read_text().splitlines()
+    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_same_user_cannot_look_into_the_enclave(store, user):
+    with start(store) as enclave, subprocess.Popen(["sleep", "60"], **user) as other:
+        try:
+            assert enclave.info.hardening.not_dumpable
+            for name in ("environ", "maps"):
+                assert read_as(user, f"/proc/{other.pid}/{name}") == 0
+                assert read_as(user, f"/proc/{enclave.process_id}/{name}") != 0
+        finally:
+            other.kill()
+
+
+def test_enclave_gains_no_privileges_and_makes_few_system_calls(store):
+    with start(store) as enclave:
+        status = proc_fields(enclave.process_id, "status")
+        assert enclave.info.hardening.no_new_privileges
+        assert status["NoNewPrivs"] == ["1"]
+        assert enclave.info.hardening.system_call_filter
+        assert status["Seccomp"] == ["2"]
+
+
+def test_crash_of_the_enclave_writes_no_memory_to_disk(store):
+    with start(store) as enclave:
+        limits = Path(f"/proc/{enclave.process_id}/limits").read_text().splitlines()
+        core = next(line for line in limits if line.startswith("Max core file size"))
+        assert enclave.info.hardening.no_core_files
+        assert core.split()[4:6] == ["0", "0"]
+
+
+def test_payload_keeps_its_size(store, monkeypatch):
+    """Neither side can take away memory that the other one works on."""
+    kept = []
+    begin = local._start
+    monkeypatch.setattr(
+        local, "_start", lambda files, *rest: kept.append(os.dup(files["--payload"])) or begin(files, *rest)
+    )
+    with start(store) as enclave:
+        try:
+            for n_bytes in (0, 4096, 1 << 20):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(kept[0], n_bytes)
+            with pytest.raises(PermissionError):
+                fcntl.fcntl(kept[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+            assert enclave.stats().runs == 0
+        finally:
+            os.close(kept[0])
+
+
+# --- Device key and state folder ------------------------------------------------------------------------------------
+
+
 def test_device_key_stays_the_same(tmp_path, monkeypatch):
     assert recipients(["local"]) == [local_info().public_key]
     first = local_info().public_key
     monkeypatch.setenv("CLOISTER_STATE", str(tmp_path))
     assert local_info().public_key != first
+
+
+def damage(key):
+    key.write_bytes(key.read_bytes()[:-1] + bytes([key.read_bytes()[-1] ^ 1]))
+
+
+BAD_STATES = {
+    "damaged": (lambda key: damage(key), "is damaged", "remove {key}: .* no longer open"),
+    "cut": (lambda key: os.truncate(key, 71), "is damaged", "remove {key}: .* no longer open"),
+    "key open to others": (lambda key: key.chmod(0o644), "open to others", "chmod 600 {key}"),
+    "folder open to others": (lambda key: key.parent.chmod(0o750), "open to others", "chmod 700 {folder}"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "says", "hint"), BAD_STATES.values(), ids=BAD_STATES)
+def test_bad_state_says_where_and_what_to_do(spoil, says, hint, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLOISTER_STATE", str(tmp_path))
+    local_info()
+    (key,) = state_folder().iterdir()
+    spoil(key)
+    with pytest.raises(EnclaveError, match=says) as error:
+        local_info()
+    assert str(key.parent) in str(error.value)
+    assert re.search(hint.format(key=re.escape(str(key)), folder=re.escape(str(key.parent))), error.value.hint)
+    assert "load the bundle again" not in error.value.hint
 
 
 def test_process_ends_with_the_object(store):

@@ -6,6 +6,7 @@ It isolates a process, not hardware: it keeps the inside from the client and fro
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.resources
 import mmap
 import os
@@ -31,7 +32,10 @@ MIN_HEAP_BYTES = 1 << 13
 _SMALL_STORE_BYTES = 4096
 _BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
 _END_SECONDS = 5.0
-_STDERR_BYTES = 2000
+_STDERR_BYTES = 4000
+_HINT = "cloister-enclave: hint: "
+#: Nobody may change the size, and nobody may lift that.
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def state_folder() -> Path:
@@ -115,6 +119,7 @@ class LocalEnclave:
             self._socket, theirs = socket.socketpair()
             undo.enter_context(self._socket)
             with _memory_file("cloister-payload", total_bytes) as memory, theirs:
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SIZE_SEALS)
                 self._payload = mmap.mmap(memory.fileno(), total_bytes)
                 files = {"--socket": theirs.fileno(), "--payload": memory.fileno(), "--store": store.fileno()}
                 self._process = _start(files, heap_bytes, self._errors)
@@ -230,11 +235,11 @@ class LocalEnclave:
 
     def _crashed(self, command: Command) -> EnclaveCrashed:
         """The error for an enclave that is gone, with what is known of its end."""
-        said = _last_lines(self._errors)
+        said, hint = _last_words(self._errors)
         self.close()
         how = _describe_exit(self._process.returncode)
         message = f"the enclave {how} during `{command.name.lower()}`" + (f": {said}" if said else "")
-        return EnclaveCrashed(message, "load the bundle again; `cloister doctor` checks the enclave")
+        return EnclaveCrashed(message, hint or "load the bundle again; `cloister doctor` checks the enclave")
 
     def close(self) -> None:
         """End the process and wait for it. May be called again."""
@@ -252,7 +257,7 @@ class LocalEnclave:
 
 
 def _memory_file(name: str, n_bytes: int) -> BinaryIO:
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, n_bytes)
     return os.fdopen(descriptor, "w+b", buffering=0)
 
@@ -284,11 +289,13 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, errors: Bi
     errors.close()
 
 
-def _last_lines(errors: BinaryIO) -> str:
-    """The last lines that the enclave wrote to its standard error, in one line."""
+def _last_words(errors: BinaryIO) -> tuple[str, str]:
+    """What the enclave wrote to its standard error: the last lines in one line, and its hint, empty if it has none."""
     size = os.fstat(errors.fileno()).st_size
     tail = os.pread(errors.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
-    return " | ".join(tail.decode("utf-8", "replace").splitlines()[-5:])
+    lines = tail.decode("utf-8", "replace").splitlines()
+    hints = [line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)]
+    return " | ".join([line for line in lines if not line.startswith(_HINT)][-5:]), "; ".join(hints)
 
 
 def _describe_exit(status: int | None) -> str:
