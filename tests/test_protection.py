@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import cloister
-from cloister.errors import DataError, OutputExists, PlanError, UnsupportedModel
+from cloister.errors import DataError, OutputExists, PlanError, TargetError, UnsupportedModel, UserError
 from cloister.protection import lower_target, protect, protect_lowered
 from cloister.target import Target
 from tests import oracle
@@ -159,3 +160,135 @@ def test_protecting_does_not_change_the_model(tmp_path):
     before = {k: v.clone() for k, v in target.model.state_dict().items()}
     protect(target, tmp_path / "m", inside="all", calibration=images(target.input_shape, 8).numpy())
     assert all(torch.equal(v, before[k]) for k, v in target.model.state_dict().items())
+
+
+def make_tied(second):
+    """An encoder whose parameters a second layer uses, too."""
+    model = Lambda(lambda m, x: second(m, F.relu(m.enc(x))), enc=nn.Linear(6, 6))
+    model.back = nn.Parameter(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    return Target(model=model.eval(), name="tied", input_shape=(6,))
+
+
+def test_layer_made_of_another_ones_weights_goes_inside_with_it(tmp_path):
+    target = make_tied(lambda m, x: F.linear(x, m.enc.weight.t(), m.back[0]))
+    protected = protect(target, tmp_path / "m", inside="enc", bits=32)
+    assert [step.world for step in protected.manifest.steps] == ["inside"]
+    weights = target.model.enc.weight.detach().numpy()
+    for seen in (weights, weights.T.copy()):
+        assert seen.tobytes()[:24] not in protected.path.read_bytes()
+
+
+@pytest.mark.parametrize("inside", ["enc", "back"])
+def test_parameters_of_the_inside_do_not_stay_outside_in_another_layer(inside, tmp_path):
+    target = make_tied(lambda m, x: F.linear(x, m.back, m.enc.bias))
+    with pytest.raises(PlanError, match=r"enc\.bias") as caught:
+        protect(target, tmp_path / "m", inside=inside, bits=32)
+    assert not (tmp_path / "m").exists()
+    assert set(caught.value.hint.split()[-1].split(",")) == {"enc", "back"}
+    protect(target, tmp_path / "m", inside="enc,back", bits=32)
+
+
+def test_shared_modules_have_one_name_and_answer_to_the_other(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
+    model[2].weight = model[0].weight
+    target = Target(model=model, name="shared", input_shape=(4,))
+    protected = protect(target, tmp_path / "m", inside="0", bits=32)
+    assert [(layer.name, layer.inside) for layer in protected.manifest.plan.layers] == [("2", True)]
+    weights = model[0].weight.detach().numpy().tobytes()
+    assert weights[:32] not in protected.path.read_bytes()
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x, 3, 1, 1),
+        lambda x: F.avg_pool2d(x, 3, 1, 1),
+        lambda x: F.adaptive_avg_pool2d(x, (4, 4)),
+        lambda x: F.max_pool2d(x, 2),
+    ],
+)
+def test_pools_of_a_batch_without_channels_run_in_torch(pool, bits, tmp_path):
+    """PyTorch takes a tensor of three axes for one image; here its first axis is the batch."""
+    model = Lambda(lambda m, x: m.b(pool(m.a(x)).flatten(1)), a=nn.Linear(8, 8))
+    model.b = nn.Linear(pool(torch.zeros(2, 8, 8)).flatten(1).shape[1], 3)
+    target = Target(model=model.eval(), name="pool", input_shape=(8, 8))
+    x = images((8, 8), 30)
+    protected = protect(target, tmp_path / "m", inside="b", bits=bits, calibration=x.numpy())
+    with torch.no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(run(protected.path, x.numpy())[0], expected, atol=0.1 if bits == 8 else 1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.fc(F.relu(F.conv2d(x, m.a.weight * 2, padding=1)).mean((2, 3))),
+        lambda m, x: m.fc(m.over_the_width(F.relu(m.a(x))).mean((2, 3))),
+        lambda m, x: m.fc(torch.clamp(torch.tanh(m.a(x)), 1.0, -1.0).mean((2, 3))),
+        lambda m, x: m.fc(F.gelu(m.a(x)).mean((2, 3))),
+        lambda m, x: m.fc(m.a(x).double().relu().float().mean((2, 3))),
+        lambda m, x: m.fc(F.max_pool2d(m.a(x), 2, return_indices=True)[0].mean((2, 3))),
+    ],
+)
+def test_unusual_models_run(forward, bits, tmp_path):
+    model = Lambda(forward, a=conv(3, 4, bias=False), fc=nn.Linear(4, 5), over_the_width=nn.Linear(8, 8)).eval()
+    target = Target(model=model, name="unusual", input_shape=(3, 8, 8))
+    x = images((3, 8, 8), 40)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    for inside in ("none", "fc", "a"):
+        try:
+            protected = protect(target, tmp_path / "m", inside=inside, bits=bits, calibration=x.numpy(), force=True)
+        except UnsupportedModel:
+            assert inside == "a"
+        else:
+            np.testing.assert_allclose(run(protected.path, x.numpy())[0], expected, atol=0.1 if bits == 8 else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.fc((x - x.mean(0, keepdim=True)).flatten(1)),
+        lambda m, x: F.softmax(m.fc(x.flatten(1)), dim=0),
+        lambda m, x: m.fc(m.norm(x).flatten(1)),
+    ],
+)
+def test_models_that_mix_images_are_refused(forward, tmp_path):
+    model = Lambda(forward, fc=nn.Linear(48, 3), norm=nn.BatchNorm2d(3, track_running_stats=False)).eval()
+    target = Target(model=model, name="mixing", input_shape=(3, 4, 4))
+    with pytest.raises(UnsupportedModel, match="mixes images"):
+        protect(target, tmp_path / "m", inside="none", bits=32)
+
+
+def test_reshape_across_images_runs_in_torch_where_it_undoes_itself(tmp_path):
+    model = Lambda(lambda m, x: m.b(F.relu(m.a(x.view(-1, 12))).view(-1, 16)), a=nn.Linear(12, 4), b=nn.Linear(16, 3))
+    target = Target(model=model.eval(), name="patches", input_shape=(3, 4, 4))
+    x = images((3, 4, 4), 6)
+    protected = protect(target, tmp_path / "m", inside="b", bits=32)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(protected.path, x.numpy())[0], model(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_weights_that_are_no_numbers_are_refused(bits, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    target = Target(model=model, name="nan", input_shape=(4,))
+    with pytest.raises(TargetError, match="`2`: expected finite weights"):
+        protect(target, tmp_path / "m", inside="all", bits=bits, calibration=images((4,), 8).numpy())
+
+
+def test_calibration_images_that_are_no_numbers_are_refused(tmp_path):
+    x = images(make_target("twice").input_shape, 8).numpy()
+    x[3, 0, 0, 0] = np.inf
+    with pytest.raises(DataError, match="finite"):
+        protect(make_target("twice"), tmp_path / "m", inside="all", calibration=x)
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"slicing": "x"}, {"devices": ["nobody.pub"]}])
+def test_impossible_options_are_the_users(options, tmp_path):
+    with pytest.raises(UserError):
+        protect(make_target("twice"), tmp_path / "m", **{"inside": "none", "bits": 32} | options)

@@ -22,7 +22,8 @@ from cloister.compile.lower import lower
 from cloister.compile.program import Program, build_inside, build_outside, constants, smallest_budget
 from cloister.compile.stages import WorldStage, refuse_foreign, split
 from cloister.compile.torch_stage import export_stage
-from cloister.errors import DataError, UnsupportedModel
+from cloister.enclave.core import OutsideProgram
+from cloister.errors import BundleError, DataError, PlanError, UnsupportedModel, UserError
 from cloister.layers import Layer, layer_table
 from cloister.planning.plan import LayerPlan, Plan, Slicing
 from cloister.planning.select import select_layers
@@ -97,8 +98,10 @@ def lower_target(
         UnsupportedModel: the model cannot be captured.
         DataError: 8 bits and no calibration images, or images of another shape or dtype.
     """
+    _check_choice("bits", bits, (8, 32))
     captured = capture(target.model, target.input_shape)
     module = captured.module
+    _refuse_mixed_images(captured, lower(module))
     if bits == 8:
         from cloister.compile.quantize import quantize  # takes seconds to import
 
@@ -158,9 +161,12 @@ def protect_lowered(
     force: bool = False,
 ) -> Protected:
     """The second half of `protect`: the same operations can go into many bundles."""
+    _check_choice("slicing", slicing, ("auto", "off"))
+    keys = recipients(devices)
     graph = lowered.graph
-    reasons = select_layers(list(graph.layers()), inside, lowered.captured.folded)
+    reasons = select_layers(list(graph.layers()), inside, lowered.captured.aliases)
     _refuse_foreign(graph, reasons)
+    _refuse_shared_weights(graph, reasons)
     stages = split(graph, reasons)
     inner = [s.stage for s in stages if s.world == "inside"]
     program = build_inside(graph, inner, budget_bytes=budget_bytes, slicing=slicing) if inner else None
@@ -175,6 +181,7 @@ def protect_lowered(
         layers=tuple(_layer_plan(layer, reasons, program) for layer in layer_table(graph)),
     )
     parts = _outside_parts(lowered, stages)
+    _check_parts(parts)
     manifest = _manifest(lowered, stages, plan, program, parts)
     path = Path(out)
     write_bundle(
@@ -183,10 +190,36 @@ def protect_lowered(
         program=program.data if program else None,
         slices=[s.data for s in program.slices] if program else [],
         outside=[data for _, data in parts],
-        recipients=recipients(devices) if program else [],
+        recipients=keys if program else [],
         force=force,
     )
     return Protected(path=path, manifest=manifest)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}: expected one of {', '.join(map(repr, choices))}, but got {value!r}")
+
+
+def _refuse_mixed_images(captured: Captured, graph: ir.Graph) -> None:
+    """Operations that run in torch may mix the images of a batch; a session cuts batches as it needs to.
+
+    Raises:
+        UnsupportedModel: the answer for an image depends on the others.
+    """
+    foreign = [op for op in graph.ops if isinstance(op, ir.Foreign)]
+    if not foreign or not captured.dynamic_batch:
+        return
+    x = torch.randn(3, *captured.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = captured.module(x)
+        alone = torch.cat([captured.module(image[None]) for image in x])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(together.abs().max()), equal_nan=True):
+        raise UnsupportedModel(
+            "the model mixes images: its answer for one depends on the others of the batch",
+            [(op.layer or op.module or "(model)", op.operator, "may mix images") for op in foreign],
+            "make it work image by image, for example with running statistics in its batch norms",
+        )
 
 
 def _sample(target: Target, calibration: npt.NDArray[np.float32] | None, seed: int) -> torch.Tensor:
@@ -204,6 +237,8 @@ def _sample(target: Target, calibration: npt.NDArray[np.float32] | None, seed: i
             f"calibration images: expected float32 of shape (N, {', '.join(map(str, target.input_shape))}), "
             f"but got {images.dtype} of shape {images.shape}"
         )
+    if not np.isfinite(images).all():
+        raise DataError("calibration images: expected finite numbers, but some are NaN or infinite")
     order = np.random.default_rng(seed).permutation(len(images))[:N_CALIBRATION]
     return torch.from_numpy(np.ascontiguousarray(images[np.sort(order)]))
 
@@ -215,6 +250,29 @@ def _refuse_foreign(graph: ir.Graph, inside: dict[str, str]) -> None:
             f"{len(problems)} operation{'s' if len(problems) > 1 else ''} of the inside cannot run there",
             problems,
             "choose other layers with --inside, or replace these operations in the model",
+        )
+
+
+def _refuse_shared_weights(graph: ir.Graph, inside: dict[str, str]) -> None:
+    """What is made of an inside layer's parameters must be inside, too: outside it would give them away.
+
+    Raises:
+        PlanError: names the layers that share parameters.
+    """
+    secret = {name: op.layer for op in graph.ops if op.layer in inside for name in op.reads}
+    shared = [
+        (op.layer or op.output, name, secret[name])
+        for op in graph.ops
+        if op.layer not in inside
+        for name in op.reads
+        if name in secret
+    ]
+    if shared:
+        listed = "; ".join(f"`{layer}` outside uses `{name}` of `{home}`" for layer, name, home in shared)
+        together = ",".join(dict.fromkeys([*inside, *(layer for layer, _, _ in shared)]))
+        raise PlanError(
+            f"inside layers share parameters with outside ones, which would give them away: {listed}",
+            f"put them inside together: --inside {together}",
         )
 
 
@@ -263,6 +321,23 @@ def _outside_parts(lowered: Lowered, stages: Sequence[WorldStage]) -> list[tuple
             dynamic = lowered.captured.dynamic_batch
             parts.append(("torch", export_stage(lowered.module, lowered.graph, s.stage, dynamic_batch=dynamic)))
     return parts
+
+
+def _check_parts(parts: Sequence[tuple[str, bytes]]) -> None:
+    """Open the outside parts as a session does, so that no bundle is written that could not be loaded."""
+    data = dict(parts)
+    if "program" in data:
+        OutsideProgram(data["program"], data["constants"])
+    stages = [part for kind, part in parts if kind == "torch"]
+    if stages:
+        from cloister.enclave.torch_stage import TorchStage
+
+        try:
+            for number, part in enumerate(stages):
+                TorchStage(part, f"torch part {number}")
+        except BundleError as error:
+            problems = [("(model)", "torch", str(error))]
+            raise UnsupportedModel(f"a part of the model cannot run outside: {error}", problems) from error
 
 
 def _manifest(

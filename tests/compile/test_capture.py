@@ -71,3 +71,35 @@ def test_model_that_only_takes_a_batch_of_one_is_captured_so():
     model = Lambda(lambda m, x: m.a(x).view(1, 2, 2), a=nn.Linear(4, 4)).eval()
     captured = capture(model, (4,))
     assert not captured.dynamic_batch
+
+
+@pytest.mark.parametrize(
+    ("forward", "problem"),
+    [
+        (lambda m, x: {"logits": m.a(x)}, "the model gives a container of 1"),
+        (lambda m, x: (m.a(x),), "the model gives a container of 1"),
+        (lambda m, x: m.a(x).sum(1), "expected two axes or more"),
+        (lambda m, x: m.a(x).mean(0, keepdim=True), "expected one row for each image"),
+    ],
+)
+def test_outputs_that_are_no_batch_of_answers_are_refused(forward, problem):
+    with pytest.raises(UnsupportedModel, match="signature") as caught:
+        capture(Lambda(forward, a=nn.Linear(4, 2)), (4,))
+    assert problem in caught.value.problems[0][2]
+
+
+def test_module_that_takes_two_tensors_is_refused_as_such():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(UnsupportedModel) as caught:
+        capture(Two(), (4,))
+    assert caught.value.problems == [("(input)", "signature", "expected 1 tensor, but the model takes 2")]
+
+
+def test_capture_keeps_the_mode_of_every_module():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    model[1].eval()
+    capture(model, (3, 8, 8))
+    assert [module.training for module in model] == [True, False, True]

@@ -64,7 +64,7 @@ def test_layers_keep_their_names_and_fold_batch_norms():
     model, shape = build("batch_norms")
     captured = capture(model, shape)
     assert list(lower(captured.module).layers()) == ["first", "a", "twice", "shared", "fc"]
-    assert captured.folded == {"folded": "a", "last": "fc"}
+    assert captured.aliases == {"folded": "a", "last": "fc"}
 
 
 def test_capture_leaves_the_model_alone():

@@ -28,7 +28,7 @@ def test_requests(request_text, expected):
 
 def test_every_choice_has_a_reason():
     assert select_layers(NAMES, "last:2", {})["classifier.0"] == "asked for: the last 2 of 5 layers"
-    assert "folded into this layer: features.1" in select_layers(NAMES, "features.1", FOLDED)["features.0"]
+    assert "part of this layer: features.1" in select_layers(NAMES, "features.1", FOLDED)["features.0"]
 
 
 def test_unknown_layer_gets_the_nearest_names():

@@ -7,6 +7,7 @@ or linear layer before them. Quantization and lowering both start from it.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 import warnings
 from typing import Any
@@ -31,13 +32,13 @@ class Captured:
     Attributes:
         module: takes (N, *input_shape) float32; nodes with parameters carry `meta["custom"]["layer"]`.
         input_shape: without the batch axis.
-        folded: batch norms that went into another layer: name to that layer's name.
+        aliases: modules that are part of another layer, by name: folded batch norms, and modules with tied weights.
         dynamic_batch: whether any N works, or only 1.
     """
 
     module: fx.GraphModule
     input_shape: tuple[int, ...]
-    folded: dict[str, str]
+    aliases: dict[str, str]
     dynamic_batch: bool
 
 
@@ -84,8 +85,17 @@ def capture(model: nn.Module | torch.export.ExportedProgram, input_shape: tuple[
     assert isinstance(module, fx.GraphModule)
     _drop_what_does_nothing(module)
     _name_layers(module)
-    folded = _fold_batch_norms(module)
-    return Captured(module=module, input_shape=tuple(input_shape), folded=folded, dynamic_batch=dynamic)
+    aliases = _tied_layers(model) if isinstance(model, nn.Module) else {}
+    aliases |= _fold_batch_norms(module)
+    return Captured(module=module, input_shape=tuple(input_shape), aliases=aliases, dynamic_batch=dynamic)
+
+
+def _tied_layers(model: nn.Module) -> dict[str, str]:
+    """Modules whose parameters are another module's: export knows them by one name only, the last."""
+    homes: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        homes.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return {name: names[-1] for names in homes.values() for name in names[:-1] if name != names[-1]}
 
 
 def _text(shape: Any) -> str:
@@ -94,7 +104,8 @@ def _text(shape: Any) -> str:
 
 def _export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.ExportedProgram:
     """Export with a dynamic batch if the model allows it, with a batch of 1 otherwise."""
-    was_training = model.training
+    _check_arguments(model)
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -109,33 +120,61 @@ def _export(model: nn.Module, input_shape: tuple[int, ...]) -> torch.export.Expo
         raise UnsupportedModel(
             f"torch.export cannot capture the model with input {_text(input_shape)}: {reason}",
             [("(model)", "torch.export", reason)],
-            "see that `torch.export.export(model, (x,))` works for this input shape",
+            "see that `torch.export.export(model, (x,))` works for a float32 input of this shape",
         ) from error
     finally:
-        model.train(was_training)
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def _check_arguments(model: nn.Module) -> None:
+    """`forward` takes one argument without a default."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(needed) > 1:
+        raise _bad_signature([("(input)", "signature", f"expected 1 tensor, but the model takes {len(needed)}")])
+
+
+def _bad_signature(problems: list[tuple[str, str, str]]) -> UnsupportedModel:
+    return UnsupportedModel(
+        "the model's signature: expected one float32 tensor (N, …) in and one out",
+        problems,
+        "wrap it in a module whose forward takes one tensor and returns one",
+    )
 
 
 def _check_signature(program: torch.export.ExportedProgram) -> None:
-    """One float32 tensor in, one out."""
-    inputs = program.graph_signature.user_inputs
-    outputs = program.graph_signature.user_outputs
+    """One float32 tensor (N, …) in, one with the same N out."""
+    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    arguments = program.call_spec.in_spec.child(0)
     problems = []
-    if len(inputs) != 1:
-        problems.append(("(input)", "signature", f"expected 1 tensor, but the model takes {len(inputs)}"))
-    if len(outputs) != 1:
-        problems.append(("(output)", "signature", f"expected 1 tensor, but the model gives {len(outputs)}"))
-    nodes = {node.name: node for node in program.graph.nodes}
-    for side, names in (("(input)", inputs), ("(output)", outputs)):
-        value = nodes[names[0]].meta.get("val") if len(names) == 1 and names[0] in nodes else None
-        if len(names) == 1 and not (isinstance(value, torch.Tensor) and value.dtype == torch.float32):
-            kind = getattr(value, "dtype", type(value).__name__)
-            problems.append((side, "signature", f"expected a float32 tensor, but it is {kind}"))
+    if len(inputs) != 1 or arguments.num_children != 1 or not arguments.child(0).is_leaf():
+        problems.append(("(input)", "signature", f"expected 1 tensor, but the model takes {_count(inputs)}"))
+    if len(outputs) != 1 or not program.call_spec.out_spec.is_leaf():
+        problems.append(("(output)", "signature", f"expected 1 tensor, but the model gives {_count(outputs)}"))
+    if not problems:
+        nodes = {node.name: node for node in program.graph.nodes}
+        values = [nodes[name].meta.get("val") if name in nodes else None for name in (inputs[0], outputs[0])]
+        problems += _tensor_problems("(input)", values[0], None)
+        problems += _tensor_problems("(output)", values[1], values[0])
     if problems:
-        raise UnsupportedModel(
-            "the model's signature: expected one float32 tensor in and one out",
-            problems,
-            "wrap it in a module whose forward takes one tensor and returns one",
-        )
+        raise _bad_signature(problems)
+
+
+def _count(leaves: Any) -> str:
+    return str(len(leaves)) if len(leaves) != 1 else "a container of 1"
+
+
+def _tensor_problems(side: str, value: Any, source: Any) -> list[tuple[str, str, str]]:
+    """Whether a value is float32 with a batch axis in front, the one of `source`."""
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        found = getattr(value, "dtype", type(value).__name__)
+        return [(side, "signature", f"expected a float32 tensor, but it is {found}")]
+    if value.dim() < 2:
+        return [(side, "signature", f"expected two axes or more, but its shape is {_text(value.shape)}")]
+    if isinstance(source, torch.Tensor) and str(value.shape[0]) != str(source.shape[0]):
+        return [(side, "signature", f"expected one row for each image, but its shape is {_text(value.shape)}")]
+    return []
 
 
 def _input_node(graph: fx.Graph) -> fx.Node:
@@ -159,37 +198,55 @@ def _drop_what_does_nothing(module: fx.GraphModule) -> None:
 
 
 def _name_layers(module: fx.GraphModule) -> None:
-    """Give every operation that reads parameters the name of the module that owns them."""
+    """Note in every operation the module it belongs to, and all parameters that it reads.
+
+    A parameter is read also through what is computed of it alone (`weight.t()`): whoever sees the result sees it.
+    """
+    constants: dict[fx.Node, tuple[str, ...]] = {}
+    same: dict[int, str] = {}  # one name for parameters that share their memory
     for node in module.graph.nodes:
-        owners = [
-            str(arg.target).rpartition(".")[0] or str(arg.target)
-            for arg in node.all_input_nodes
-            if arg.op == "get_attr"
-        ]
+        inputs = node.all_input_nodes
+        read = tuple(dict.fromkeys(name for arg in inputs for name in constants.get(arg, ())))
+        if node.op == "get_attr":
+            constants[node] = (str(node.target),)
+            same.setdefault(_memory(module, str(node.target)), str(node.target))
+        elif node.op == "call_function" and inputs and all(arg in constants for arg in inputs):
+            constants[node] = read
         custom = node.meta.setdefault("custom", {})
-        if owners and node.op == "call_function":
-            custom["layer"] = owners[0]
+        custom["reads"] = tuple(dict.fromkeys(same[_memory(module, name)] for name in read))
+        if read and node.op == "call_function":
+            custom["layer"] = read[0].rpartition(".")[0] or read[0]
         stack = node.meta.get("nn_module_stack") or {}
         path = list(stack.values())[-1][0] if stack else ""
         custom["module"] = "" if path.startswith("_empty_nn_module_stack") else path
+
+
+def _memory(module: fx.GraphModule, name: str) -> int:
+    tensor: torch.Tensor = operator.attrgetter(name)(module)
+    return tensor.untyped_storage().data_ptr()
 
 
 def _fold_batch_norms(module: fx.GraphModule) -> dict[str, str]:
     """Fold each batch norm into the layer before it, or turn it into an `affine`."""
     folded = {}
     for node in list(module.graph.nodes):
-        if node.target is _BATCH_NORM:
+        if node.target is _BATCH_NORM and _is_constant(node.args[1:5]):
             slope, shift = _slope_and_shift(module, node)
             producer = node.args[0]
             if _can_fold(producer, node):
                 _fold(module, producer, slope, shift)
                 folded[node.meta["custom"]["layer"]] = producer.meta["custom"]["layer"]
+                producer.meta["custom"]["reads"] += node.meta["custom"]["reads"]
                 _replace_result(node, producer)
             else:
                 _replace_result(node, _insert_affine(module, node, slope, shift))
     module.graph.eliminate_dead_code()
     module.recompile()
     return folded
+
+
+def _is_constant(arguments: Any) -> bool:
+    return all(arg is None or arg.op == "get_attr" for arg in arguments)
 
 
 def _can_fold(producer: fx.Node, batch_norm: fx.Node) -> bool:

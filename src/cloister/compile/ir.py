@@ -82,11 +82,19 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Op:
-    """What all operations have: names of tensors, and the layer (a module with parameters) or None."""
+    """What all operations have.
+
+    Attributes:
+        inputs: names of tensors.
+        output: name of a tensor.
+        layer: the module with parameters that this is, or None.
+        reads: names of the parameters that its constants were made from.
+    """
 
     inputs: tuple[str, ...]
     output: str
     layer: str | None = None
+    reads: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,9 @@ from cloister.compile.operators import (
     activation_range,
 )
 from cloister.compile.values import NO_CLAMP, CannotLower, Values, View, clamp_again, quantized_clamp
+from cloister.errors import TargetError
 
-__all__ = ["lower"]
+__all__ = ["lower", "unlowered"]
 
 aten = torch.ops.aten
 _MAX_BIAS = 2**30 - 1
@@ -51,11 +53,19 @@ def lower(module: fx.GraphModule) -> ir.Graph:
     return _Lowering(module).run()
 
 
+def unlowered(module: fx.GraphModule) -> set[str]:
+    """Names of the nodes that `lower` cannot lower: quantization leaves them in float32."""
+    lowering = _Lowering(module)
+    lowering.run()
+    return lowering.refused
+
+
 class _Lowering(Values):
     """One walk over a graph, with a rule for each operator."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.refused: set[str] = set()
         self.rules: dict[Any, Callable[[fx.Node], None]] = {
             QUANTIZE: self._quantize,
             DEQUANTIZE: self._dequantize,
@@ -97,6 +107,7 @@ class _Lowering(Values):
         except CannotLower as reason:
             del self.ops[kept[0] :]
             self.tensors, self.values, self.absorbed = kept[1:]
+            self.refused.add(node.name)
             self._foreign(node, str(reason))
 
     # ---- scales ----------------------------------------------------------------------------------------------
@@ -128,6 +139,7 @@ class _Lowering(Values):
     # ---- layers ----------------------------------------------------------------------------------------------
 
     def _conv(self, node: fx.Node) -> None:
+        self._need_image(node)
         stride, padding, dilation, groups = _arguments(node, 3, [(1, 1), (0, 0), (1, 1), 1])
         weight = self._weights(node.args[1])[0]
         stride, dilation = _pair(stride), _pair(dilation)
@@ -154,6 +166,7 @@ class _Lowering(Values):
             raise CannotLower("int8 weights with a float32 input")
         result = self.result(node, int8=scales is not None)
         bias = self._bias(node, weight.shape[0])
+        self._need_finite(node, weight, bias)
         multiplier = None
         if scales is not None:
             weight, bias, product = _quantized_layer(weight, bias, scales, source.scale)
@@ -164,7 +177,8 @@ class _Lowering(Values):
             ir.Conv(
                 inputs=(source.name,),
                 output=result.tensor.name,
-                layer=node.meta["custom"]["layer"],
+                layer=self.layer(node),
+                reads=self.reads(node),
                 weight=np.ascontiguousarray(weight),
                 bias=bias,
                 multiplier=multiplier,
@@ -175,6 +189,13 @@ class _Lowering(Values):
                 clamp=result.clamp,
             )
         )
+
+    def _need_finite(self, node: fx.Node, *constants: Any) -> None:
+        if not all(np.isfinite(values).all() for values in constants):
+            raise TargetError(
+                f"layer `{self.layer(node)}`: expected finite weights, but some are NaN or infinite",
+                "train the model again, or load other weights",
+            )
 
     def _weights(self, node: Any) -> tuple[Any, Any]:
         """(weights, None) of float32, or (int8 weights, float64 scales)."""
@@ -197,6 +218,7 @@ class _Lowering(Values):
         slope, shift = (self.constants[arg].double().numpy() for arg in node.args[1:3])
         if len(self.shape(node)) not in (1, 3):
             raise CannotLower("a batch norm over a sequence")
+        self._need_finite(node, slope, shift)
         (source,) = self.operands(node, node.args[:1])
         result = self.result(node, int8=source.dtype == "int8")
         if source.dtype == "int8":
@@ -206,7 +228,8 @@ class _Lowering(Values):
             ir.Affine(
                 inputs=(source.name,),
                 output=result.tensor.name,
-                layer=node.meta["custom"].get("layer", node.name),
+                layer=self.layer(node),
+                reads=self.reads(node),
                 slope=slope.astype(np.float32),
                 shift=shift.astype(np.float32),
                 clamp=result.clamp,
@@ -215,7 +238,13 @@ class _Lowering(Values):
 
     # ---- pools -----------------------------------------------------------------------------------------------
 
+    def _need_image(self, node: fx.Node) -> None:
+        """PyTorch's two-dimensional operations take a tensor of three axes for one image without a batch."""
+        if len(self.shape(node)) != 3 or len(self.tensors[self.value(node.args[0]).name].shape) != 3:
+            raise CannotLower("its input is no batch of images")
+
     def _max_pool(self, node: fx.Node) -> None:
+        self._need_image(node)
         kernel = _pair(node.args[1])
         stride, padding, dilation, _ = _arguments(node, 2, [kernel, (0, 0), (1, 1), False])
         source, shape = self.as_int8(node.args[0]), self.shape(node)
@@ -256,6 +285,7 @@ class _Lowering(Values):
         )
 
     def _avg_pool(self, node: fx.Node) -> None:
+        self._need_image(node)
         kernel = _pair(node.args[1])
         stride, padding, _, count_padding, divisor = _arguments(
             node,
@@ -276,6 +306,7 @@ class _Lowering(Values):
         )
 
     def _adaptive_pool(self, node: fx.Node) -> None:
+        self._need_image(node)
         self._average(node, lambda **common: ir.AdaptiveAvgPool(**common))
 
     def _mean(self, node: fx.Node) -> None:
@@ -390,29 +421,34 @@ class _Lowering(Values):
         except CannotLower:
             return
         inputs: dict[str, None] = {}
-        layer = self._collect(node, inputs)
+        group = self._collect(node, inputs)
+        layers = [layer for part in group if (layer := self.layer(part))]
+        made_by = node
+        while made_by.target is operator.getitem:
+            made_by = made_by.all_input_nodes[0]
         self.values[node] = self.define(tensor)
         self.ops.append(
             ir.Foreign(
                 inputs=tuple(inputs),
                 output=node.name,
-                layer=layer,
+                layer=layers[0] if layers else None,
+                reads=tuple(dict.fromkeys(name for part in group for name in self.reads(part))),
                 node=node.name,
-                operator=str(node.target),
+                operator=str(made_by.target),
                 module=node.meta.get("custom", {}).get("module", ""),
                 reason=reason,
             )
         )
 
-    def _collect(self, node: fx.Node, inputs: dict[str, None]) -> str | None:
-        """Names of the tensors that a node needs, through nodes that have none; and the layer it belongs to."""
-        layer: str | None = node.meta.get("custom", {}).get("layer")
+    def _collect(self, node: fx.Node, inputs: dict[str, None]) -> list[fx.Node]:
+        """The node, and the nodes before it that have no tensor; the names of the tensors that they need."""
+        group = [node]
         for arg in node.all_input_nodes:
             if arg in self.values:
                 inputs[self.as_float(arg).name] = None
             elif arg not in self.constants:
-                layer = self._collect(arg, inputs) or layer
-        return layer
+                group += self._collect(arg, inputs)
+        return group
 
 
 def _arguments(node: fx.Node, first: int, defaults: list[Any], names: list[str] | None = None) -> list[Any]:

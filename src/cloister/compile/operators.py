@@ -97,7 +97,6 @@ def activation_range(node: fx.Node) -> tuple[float, float]:
         high = node.kwargs.get("max_val", 1.0 if arguments[1] is None else arguments[1])
     elif node.target is aten.clamp_max.default:
         low, high = None, node.kwargs.get("max", arguments[0])
-    return (
-        -math.inf if low is None else float(low),  # type: ignore[arg-type]
-        math.inf if high is None else float(high),  # type: ignore[arg-type]
-    )
+    top = math.inf if high is None else float(high)  # type: ignore[arg-type]
+    # torch takes the upper bound last: it wins where the bounds cross.
+    return min(-math.inf if low is None else float(low), top), top  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from cloister.compile.capture import Captured, affine
+from cloister.compile.lower import unlowered
 from cloister.compile.operators import (
     ACTIVATIONS,
     ADD,
@@ -40,6 +41,7 @@ with quiet():
 __all__ = ["CloisterQuantizer", "quantize"]
 
 _CALIBRATION_BATCH = 32
+_WEIGHTLESS = (*NEW_SCALE, *KEEPS_SCALE, *ACTIVATIONS, ADD, CAT, affine)
 
 _ACTIVATION = QuantizationSpec(
     dtype=torch.int8,
@@ -73,7 +75,7 @@ def quantize(captured: Captured, calibration: torch.Tensor, progress: Progress |
     """
     size = _CALIBRATION_BATCH if captured.dynamic_batch else 1
     with quiet(), torch.no_grad():
-        prepared = prepare_pt2e(copy.deepcopy(captured.module), CloisterQuantizer())
+        prepared = prepare_pt2e(copy.deepcopy(captured.module), CloisterQuantizer(unlowered(captured.module)))
         for start in range(0, len(calibration), size):
             prepared(calibration[start : start + size])
             if progress is not None:
@@ -84,11 +86,19 @@ def quantize(captured: Captured, calibration: torch.Tensor, progress: Progress |
 
 
 class CloisterQuantizer(Quantizer):  # type: ignore[misc]
-    """Names the tensors to quantize: as little stays float32 as the inside's operations allow."""
+    """Names the tensors to quantize: as little stays float32 as the inside's operations allow.
+
+    Args:
+        unlowered: names of nodes that cannot be lowered; they run in torch, on float32.
+    """
+
+    def __init__(self, unlowered: set[str]) -> None:
+        super().__init__()
+        self._unlowered = unlowered
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Annotate every operation that is to take int8."""
-        quantized = _quantized_nodes(model.graph)
+        quantized = _quantized_nodes(model.graph, self._unlowered)
         for node in quantized:
             last = _fused_activation(node) or node
             result = SharedQuantizationSpec((node.args[0], node)) if node.target in KEEPS_SCALE else _ACTIVATION
@@ -142,7 +152,7 @@ def _fused_activation(node: fx.Node) -> fx.Node | None:
     return chain[-1] if chain else None
 
 
-def _quantized_nodes(graph: fx.Graph) -> dict[fx.Node, None]:
+def _quantized_nodes(graph: fx.Graph, unlowered: set[str]) -> dict[fx.Node, None]:
     """The operations that take int8: those of the tables, except where only float32 work follows.
 
     An operation that has no weights and gives its result to float32 work alone (the model's output, a softmax) gains
@@ -151,28 +161,17 @@ def _quantized_nodes(graph: fx.Graph) -> dict[fx.Node, None]:
     chosen: dict[fx.Node, None] = {}
     fused = {a for node in graph.nodes if node.target not in KEEPS_SCALE for a in activation_chain(node)}
     for node in reversed(graph.nodes):
-        if node.op != "call_function" or node in fused:
+        if node.op != "call_function" or node in fused or node.name in unlowered:
             continue
         last = _fused_activation(node) or node
-        if _has_weights(node) or (_is_quantizable(node) and any(user in chosen for user in last.users)):
+        if _has_weights(node) or (node.target in _WEIGHTLESS and any(user in chosen for user in last.users)):
             chosen[node] = None
     return chosen
 
 
 def _has_weights(node: fx.Node) -> bool:
-    """A convolution or linear layer with constant weights."""
+    """A convolution or linear layer whose weights are parameters."""
     if node.target not in (*CONVOLUTIONS, LINEAR):
         return False
     constants = [arg for arg in node.args[1:3] if isinstance(arg, fx.Node)]
     return all(arg.op == "get_attr" for arg in constants)
-
-
-def _is_quantizable(node: fx.Node) -> bool:
-    if node.target is ADD:
-        operands = node.args[:2]
-        return all(isinstance(arg, fx.Node) for arg in operands) and _same_shape(*operands)
-    return node.target in (*NEW_SCALE, *KEEPS_SCALE, *ACTIVATIONS, CAT, affine)
-
-
-def _same_shape(a: Any, b: Any) -> bool:
-    return tuple(a.meta["val"].shape[1:]) == tuple(b.meta["val"].shape[1:])

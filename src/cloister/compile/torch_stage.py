@@ -10,6 +10,7 @@ from torch import fx
 
 from cloister.compile import ir
 from cloister.compile.program import Stage
+from cloister.errors import UnsupportedModel
 
 __all__ = ["export_stage"]
 
@@ -25,8 +26,20 @@ def export_stage(module: fx.GraphModule, graph: ir.Graph, stage: Stage, *, dynam
 
     Returns:
         The bytes of a `.pt2` file: takes the stage's inputs, each (N, *shape), and returns a tuple of its outputs.
+
+    Raises:
+        UnsupportedModel: torch cannot export the stage by itself.
     """
-    part = _cut(module, stage)
+    try:
+        return _export(_cut(module, stage), graph, stage, dynamic_batch)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        foreign = [op for op in stage.ops if isinstance(op, ir.Foreign)]
+        problems = [(op.layer or op.module or "(model)", op.operator, reason) for op in foreign]
+        raise UnsupportedModel(f"torch.export cannot export a part of the model: {reason}", problems) from error
+
+
+def _export(part: torch.nn.Module, graph: ir.Graph, stage: Stage, dynamic_batch: bool) -> bytes:
     size = 2 if dynamic_batch else 1
     example = tuple(torch.zeros(size, *graph.tensors[name].shape) for name in stage.inputs)
     dynamic = {0: torch.export.Dim.DYNAMIC}

@@ -59,6 +59,7 @@ class Values:
         values: what each node is worth.
         constants: values of nodes that depend on no input.
         absorbed: nodes that an operation before them does, too.
+        batch: the number of images, 1 or a symbol, as text.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -68,6 +69,8 @@ class Values:
         self.values: dict[fx.Node, ir.Tensor | View] = {}
         self.constants: dict[Any, Any] = {}
         self.absorbed: set[fx.Node] = set()
+        source = next(node for node in module.graph.nodes if node.op == "placeholder")
+        self.batch = str(source.meta["val"].shape[0])
 
     # ---- values ----------------------------------------------------------------------------------------------
 
@@ -86,6 +89,16 @@ class Values:
             self.constants[node] = node.target(*values[0], **values[1])  # type: ignore[operator]
         return True
 
+    def layer(self, node: fx.Node) -> str | None:
+        """The module with parameters that a node belongs to."""
+        name: str | None = node.meta.get("custom", {}).get("layer")
+        return name
+
+    def reads(self, node: fx.Node) -> tuple[str, ...]:
+        """Names of the parameters that a node reads."""
+        names: tuple[str, ...] = node.meta.get("custom", {}).get("reads", ())
+        return names
+
     def define(self, tensor: ir.Tensor) -> ir.Tensor:
         """Take a tensor into the graph."""
         self.tensors[tensor.name] = tensor
@@ -102,7 +115,7 @@ class Values:
             raise CannotLower("its result is not a single tensor")
         if value.dtype != torch.float32:
             raise CannotLower(f"its result is {value.dtype}, not float32")
-        if value.dim() < 2 or (isinstance(value.shape[0], int) and value.shape[0] != 1):
+        if value.dim() < 2 or str(value.shape[0]) != self.batch:
             raise CannotLower(f"its result {tuple(value.shape)} has no batch axis in front")
         if not all(isinstance(size, int) for size in value.shape[1:]):
             raise CannotLower(f"its result's shape {tuple(value.shape)} depends on the batch")

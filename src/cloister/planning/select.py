@@ -11,13 +11,13 @@ from cloister.errors import PlanError
 __all__ = ["select_layers"]
 
 
-def select_layers(names: Sequence[str], request: str, folded: Mapping[str, str]) -> dict[str, str]:
+def select_layers(names: Sequence[str], request: str, aliases: Mapping[str, str]) -> dict[str, str]:
     """The layers that a request puts inside, each with the reason.
 
     Args:
         names: the model's layers in the order of first use.
         request: `all`, `none`, `last:K` (the last K layers), or names and globs, separated by commas.
-        folded: batch norms that went into another layer; naming one means that layer.
+        aliases: modules that are part of another layer; naming one means that layer.
 
     Returns:
         Name to reason, in the order of the model.
@@ -34,14 +34,14 @@ def select_layers(names: Sequence[str], request: str, folded: Mapping[str, str])
     reasons: dict[str, str] = {}
     missing = []
     for pattern in (part.strip() for part in request.split(",")):
-        matches = fnmatch.filter([*names, *folded], pattern)
+        matches = fnmatch.filter([*names, *aliases], pattern)
         if not matches:
             missing.append(pattern)
         for match in matches:
-            through = f", folded into this layer: {match}" if match in folded else ""
-            reasons.setdefault(folded.get(match, match), f"asked for: {pattern}{through}")
+            through = f", part of this layer: {match}" if match in aliases else ""
+            reasons.setdefault(aliases.get(match, match), f"asked for: {pattern}{through}")
     if missing:
-        raise _unknown(missing, [*names, *folded])
+        raise _unknown(missing, [*names, *aliases])
     return {name: reasons[name] for name in names if name in reasons}
 
 
