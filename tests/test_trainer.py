@@ -92,6 +92,7 @@ def test_vgg7_learns_the_digits(digits, tmp_path):
 
 
 def test_training_is_the_same_again_and_differs_by_seed(digits, tmp_path, uninterrupted):
+    (tmp_path / "a").mkdir()
     train(small_target(), digits, out=tmp_path / "a" / "w.safetensors", **SETTINGS)
     assert_same(tmp_path / "a" / "w.safetensors", uninterrupted)
     train(small_target(), digits, out=tmp_path / "b.safetensors", **SETTINGS, seed=1)
@@ -173,7 +174,7 @@ def test_interrupted_bfloat16_training_resumes_to_the_bit(digits, tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = {path!r}
-from test_train import SETTINGS, Recorder, small_target
+from test_trainer import SETTINGS, Recorder, small_target
 from cloister.data import load_dataset
 from cloister.trainer import train
 from pathlib import Path
@@ -239,6 +240,13 @@ def test_existing_output_is_refused_unless_forced(digits, tmp_path):
     assert out.read_bytes() == b"mine"
     train(small_target(), digits, out=out, force=True, **SETTINGS)
     assert load_checkpoint(out)[1].model == "small"
+
+
+def test_missing_folder_is_found_before_training(digits, tmp_path):
+    recorder = Recorder()
+    with pytest.raises(UserError, match="cannot be written"):
+        train(small_target(), digits, out=tmp_path / "none" / "w.safetensors", progress=recorder, **SETTINGS)
+    assert recorder.calls == []
 
 
 @pytest.mark.parametrize(

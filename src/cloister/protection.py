@@ -214,7 +214,9 @@ def _refuse_mixed_images(captured: Captured, graph: ir.Graph) -> None:
     with torch.no_grad():
         together = captured.module(x)
         alone = torch.cat([captured.module(image[None]) for image in x])
-    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(together.abs().max()), equal_nan=True):
+    if not torch.allclose(
+        together, alone, rtol=1e-3, atol=1e-3 * float(together.nan_to_num().abs().max()), equal_nan=True
+    ):
         raise UnsupportedModel(
             "the model mixes images: its answer for one depends on the others of the batch",
             [(op.layer or op.module or "(model)", op.operator, "may mix images") for op in foreign],
