@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cloister.errors import OutputExists, TargetError
+from cloister.errors import TargetError
+from cloister.outputs import refuse_existing
 
 __all__ = [
     "Checkpoint",
@@ -76,8 +77,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], checkpoint: Checkpo
         OutputExists: the file is there and `force` is not set.
         TargetError: the file cannot be written.
     """
-    if path.exists() and not force:
-        raise OutputExists(f"`{path}` exists already", "use another name, or --force")
+    refuse_existing(path, force=force)
     write_tensors(path, state, msgspec.json.encode(checkpoint).decode())
 
 
@@ -141,7 +141,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], document: str) -> N
     data = safetensors.torch.save(plain, metadata={_METADATA_KEY: document})
     partial = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(data)
             file.flush()

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from cloister.checkpoint import Checkpoint, load_weights, read_tensors, save_checkpoint, write_tensors
 from cloister.data import Dataset, Indices, Part, split
-from cloister.errors import DataError, OutputExists, TargetError, UserError
+from cloister.errors import DataError, TargetError, UserError
+from cloister.outputs import check_output
 from cloister.progress import Progress
 from cloister.target import Target
 
@@ -198,12 +199,12 @@ def train(
 
     Raises:
         OutputExists: `out` is there and `force` is not set.
+        UserError: `out` is a folder, or lies in none that takes it.
         TargetError: the target cannot be trained, or a file cannot be written.
         DataError: the data set does not fit the target.
         UserError: settings out of range, a state begun with other settings, or a loss that is not finite.
     """
-    if out.exists() and not force:
-        raise OutputExists(f"`{out}` exists already", "use another name, or --force")
+    check_output(out, force=force)
     n_members = dataset.n_train // 2 if n_members is None else n_members
     lr = _DEFAULT_LEARNING_RATE if lr is None else lr
     _check_settings(out, epochs, n_members, seed, lr, batch_size, n_threads)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.bundle.keys import fingerprint, format_public_key, parse_public_key, recipients
+from cloister.bundle.keys import check_devices, fingerprint, format_public_key, parse_public_key, recipients
+from cloister.enclave import local
 from cloister.errors import UserError
 
 KEY = bytes(range(32))
@@ -68,12 +69,26 @@ def test_recipients_are_key_files_each_once(tmp_path):
     assert recipients([str(first), str(second), str(first)]) == [KEY, KEY[::-1]]
 
 
-@pytest.mark.parametrize("name", ["emulator", "lcoal", "/nowhere/key.pub"])
-def test_unknown_recipient_says_what_is_known(name):
+@pytest.mark.parametrize("check", [recipients, check_devices])
+@pytest.mark.parametrize("name", ["emulator", "optee", "lcoal", "/nowhere/key.pub"])
+def test_unknown_recipient_says_what_is_known(name, check):
     with pytest.raises(UserError) as error:
-        recipients([name])
+        check([name])
     assert name in str(error.value)
     assert "`local`" in error.value.hint
+
+
+def test_enclaves_of_other_releases_are_no_missing_files():
+    for name in ("emulator", "optee"):
+        with pytest.raises(UserError, match=f"`{name}` is not available in this release"):
+            check_devices([name])
+
+
+def test_devices_are_checked_without_an_enclave(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "local_info", None)
+    key = tmp_path / "a.pub"
+    key.write_text(format_public_key(KEY))
+    check_devices(["local", str(key)])
 
 
 def test_file_that_is_no_key_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 
@@ -115,6 +116,55 @@ def test_wrong_usage_exits_with_2_and_names_the_help(call, args, expected):
     assert "--help` explains its options" in outcome.err
 
 
+#: Each lacks what it would work with: that the output is refused first shows that no work was begun.
+WRITERS = {
+    "protect": ["protect", "zoo:nothing", "-o"],
+    "run": ["run", "nothing.cloister", "--data", "nothing", "-o"],
+    "train": ["train", "zoo:nothing", "--data", "nothing", "-o"],
+    "keys export": ["keys", "export", "--"],
+}
+
+
+@pytest.mark.parametrize("args", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_folder_as_output_is_bad_input(call, args, out):
+    for force in ([], ["--force"]):
+        outcome = call(*args[:-1], *force, args[-1], out)
+        assert outcome.code == 2
+        assert "expected the name of a file" in outcome.err
+
+
+@pytest.mark.parametrize("args", WRITERS.values(), ids=WRITERS)
+def test_missing_folder_of_the_output_is_found_before_any_work(call, args):
+    outcome = call(*args, "no/such/folder/file")
+    assert outcome.code == 2
+    assert "cannot be written" in outcome.err
+    assert "`no/such/folder`" in outcome.err
+
+
+def test_demo_refuses_a_file_as_its_folder(call, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/in"):
+        outcome = call("demo", "--force", "-o", out)
+        assert outcome.code == 2
+        assert "cannot be made" in outcome.err
+
+
+@pytest.mark.parametrize("inside", ["all", "none"])
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("nosuch.pub", "`nosuch.pub`"),
+        ("emulator", "`emulator` is not available in this release"),
+        ("optee", "`optee` is not available in this release"),
+    ],
+)
+def test_unknown_device_is_found_before_any_work(call, inside, device, expected):
+    outcome = call("protect", "zoo:nothing", "--inside", inside, "--for", "local", "--for", device)
+    assert outcome.code == 2
+    assert expected in outcome.err
+
+
 def test_no_command_shows_the_help_as_talk(call):
     outcome = call()
     assert outcome.code == 2
@@ -164,15 +214,25 @@ def test_module_is_a_program():
     assert finished.stderr.startswith("cloister: error: nothing.cloister")
 
 
-def test_closed_pipe_is_no_error(bundle):
-    """`cloister inspect … | head -1` ends quietly."""
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    "args",
+    [["inspect", "{bundle}"], ["inspect", "{bundle}", "-f", "json"], ["--help"], ["inspect", "nothing.cloister"], []],
+    ids=" ".join,
+)
+def test_closed_pipe_ends_it_as_other_commands(bundle, closed, args):
+    """`cloister inspect … | head -1`; a stream that has nothing to say does not notice."""
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.run(
-        [sys.executable, "-m", "cloister", "inspect", str(bundle)], stdout=write, stderr=subprocess.PIPE, check=False
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {closed: write}
+    command = [sys.executable, "-m", "cloister", *(word.format(bundle=bundle) for word in args)]
+    process = subprocess.run(command, check=False, **streams)
     os.close(write)
-    assert b"Traceback" not in process.stderr
+    fails = args in ([], ["inspect", "nothing.cloister"])
+    talks = "stderr" if fails else "stdout"
+    assert process.returncode == (-signal.SIGPIPE if closed == talks else 2 if fails else 0)
+    if closed == "stdout" and not fails:
+        assert process.stderr == b""
 
 
 def test_main_returns_and_does_not_exit():

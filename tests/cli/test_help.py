@@ -49,7 +49,13 @@ def test_every_command_has_a_recorded_help():
 
 def test_help_lists_the_exit_codes(call):
     text = call("--help").out
-    for code in ("0  ok", "2  wrong usage or bad input", "3  failure of the enclave", "130  interrupted"):
+    for code in (
+        "0  ok",
+        "2  wrong usage or bad input",
+        "3  failure of the enclave",
+        "130  interrupted",
+        "141  whoever read",
+    ):
         assert code in text
 
 

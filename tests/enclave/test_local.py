@@ -244,6 +244,25 @@ def test_killed_enclave_is_a_crash_that_names_the_signal(store, number):
         assert_gone(process_id)
 
 
+def test_crash_is_an_error_also_where_sigpipe_ends_the_process(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from cloister.enclave.local import LocalEnclave\n"
+        "from cloister.errors import EnclaveCrashed\n"
+        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+        "enclave = LocalEnclave(open(sys.argv[1], 'rb'), payload_bytes=0, heap_bytes=65536)\n"
+        "os.kill(enclave.process_id, signal.SIGKILL)\n"
+        "os.waitid(os.P_PID, enclave.process_id, os.WEXITED | os.WNOWAIT)\n"
+        "try:\n"
+        "    enclave.stats()\n"
+        "except EnclaveCrashed:\n"
+        "    print('crashed')\n"
+    )
+    (tmp_path / "store").write_bytes(bytes(4096))
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    assert subprocess.run(command, capture_output=True, check=False, text=True).stdout == "crashed\n"
+
+
 @pytest.mark.parametrize(
     "parameter",
     [

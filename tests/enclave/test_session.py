@@ -180,6 +180,36 @@ def test_stats_count_what_crossed(bundles):
     assert json.loads(msgspec.json.encode(stats))["enclave"] == "local"
 
 
+def without_steps(stats):
+    """A step that failed may or may not have been counted."""
+    return msgspec.structs.replace(stats, stages=())
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_stats_outlive_a_crash(noticed, bundles):
+    with load(bundles[9000]) as session:
+        session.run(images(4))
+        before = session.stats
+        os.kill(session.enclave_process_id, signal.SIGKILL)
+        if noticed:
+            with pytest.raises(EnclaveCrashed):
+                session.run(images(1))
+        after = session.stats
+        assert before.inside_peak_bytes > 0
+        assert without_steps(after) == without_steps(before)
+    assert without_steps(session.stats) == without_steps(before)
+
+
+def test_stats_after_a_crash_that_nobody_asked_before_have_the_sessions_own_counts(bundles):
+    with load(bundles[9000]) as session:
+        session.run(images(4))
+        os.kill(session.enclave_process_id, signal.SIGKILL)
+        stats = session.stats
+    assert (stats.images, stats.calls, stats.bytes_in) == (4, 1, 4 * 288)
+    assert stats.inside_bytes > 0
+    assert stats.isolation == "process isolation, not hardware"
+
+
 def test_resident_slices_are_opened_once(bundles):
     with load(bundles[None]) as session:
         for _ in range(3):

@@ -12,7 +12,7 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -21,9 +21,10 @@ import msgspec
 
 from cloister.bundle.checks import check_manifest
 from cloister.bundle.manifest import Manifest
-from cloister.errors import BundleError, OutputExists, UserError
+from cloister.errors import BundleError, UserError
+from cloister.outputs import written_whole
 
-__all__ = ["Bundle", "Recipient", "Section", "read_bundle", "sealed_slice_bytes", "write_bundle"]
+__all__ = ["TAG_BYTES", "Bundle", "Recipient", "Section", "read_bundle", "sealed_slice_bytes", "write_bundle"]
 
 _MAGIC = b"CLOISTER"
 _VERSION = 1
@@ -31,9 +32,10 @@ _HEADER = struct.Struct("<8sII16sQQQQ")
 _RECIPIENT = struct.Struct("<32s32s48s")
 _DIGEST_BYTES = 32
 _HASH_BYTES = 1 << 20
-_TAG_BYTES = 16
+#: What sealing adds to what is sealed: the tag of AES-GCM.
+TAG_BYTES = 16
 #: A program is at least a header of 64 bytes.
-_MIN_SEALED_PROGRAM_BYTES = 64 + _TAG_BYTES
+_MIN_SEALED_PROGRAM_BYTES = 64 + TAG_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +270,7 @@ def _check_sections(bundle: Bundle) -> None:
 
 def sealed_slice_bytes(manifest: Manifest) -> list[int]:
     """Bytes of each sealed slice, in index order."""
-    return [piece.n_bytes + _TAG_BYTES for piece in manifest.slices]
+    return [piece.n_bytes + TAG_BYTES for piece in manifest.slices]
 
 
 def _check_parts(bundle: Bundle) -> None:
@@ -319,21 +321,10 @@ def write_bundle(
         BundleError: the parts contradict each other; nothing is written.
     """
     path = Path(path)
-    _refuse_existing(path, force)
-    sections = _seal(manifest, program, slices, outside, recipients)
-    try:
-        with _atomic(path) as temporary:
-            _write_file(temporary, sections)
-            # What was written is checked by the reader's own rules before it takes its place.
-            read_bundle(temporary).close()
-            _refuse_existing(path, force)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _refuse_existing(path: Path, force: bool) -> None:
-    if not force and (path.exists() or path.is_symlink()):
-        raise OutputExists(f"{path} exists already", "give another name, or overwrite it with --force")
+    with written_whole(path, force=force) as temporary:
+        _write_file(temporary, _seal(manifest, program, slices, outside, recipients))
+        # What was written is checked by the reader's own rules before it takes its place.
+        read_bundle(temporary).close()
 
 
 def _seal(
@@ -380,18 +371,6 @@ def _seal(
     return [header, manifest_json, *keys, sealed_program, *sealed_slices, *outside]
 
 
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary file's name in the same folder; it takes the place of `path` if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def _write_file(path: Path, sections: Sequence[bytes]) -> None:
     digest = hashlib.sha256()
     with path.open("xb") as file:
@@ -401,12 +380,3 @@ def _write_file(path: Path, sections: Sequence[bytes]) -> None:
         file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name last through a power failure too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from cloister.errors import UserError
 
-__all__ = ["PUBLIC_KEY_BYTES", "fingerprint", "format_public_key", "parse_public_key", "recipients"]
+__all__ = ["PUBLIC_KEY_BYTES", "check_devices", "fingerprint", "format_public_key", "parse_public_key", "recipients"]
 
 PUBLIC_KEY_BYTES = 32
 _KIND = "cloister-x25519"
 _MAX_FILE_BYTES = 4096
+#: Enclaves that are known, but have none of their own in this release.
+_NOT_YET = ("emulator", "optee")
 
 
 def fingerprint(public_key: bytes) -> str:
@@ -86,14 +88,34 @@ def recipients(names: Sequence[str]) -> list[bytes]:
     return list(dict.fromkeys(_recipient(name) for name in names))
 
 
-def _recipient(name: str) -> bytes:
-    if name == "local":
-        from cloister.enclave.local import local_info  # an enclave is only started if one is asked for
+def check_devices(names: Sequence[str]) -> None:
+    """Refuse what `recipients` would refuse, without starting an enclave.
 
-        return local_info().public_key
+    Args:
+        names: see `recipients`.
+
+    Raises:
+        UserError: a name is neither `local` nor a file with a public key.
+    """
+    for name in names:
+        if name != "local":
+            _read_key(name)
+
+
+def _recipient(name: str) -> bytes:
+    if name != "local":
+        return _read_key(name)
+    from cloister.enclave.local import local_info  # an enclave is only started if one is asked for
+
+    return local_info().public_key
+
+
+def _read_key(name: str) -> bytes:
+    known = "this release knows `local` and files with a public key (`.pub`)"
+    if name in _NOT_YET:
+        raise UserError(f"`{name}` is not available in this release", known)
     path = Path(name)
-    if name == "emulator" or not path.exists():
-        known = "this release knows `local` and files with a public key (`.pub`)"
+    if not path.exists():
         raise UserError(f"there is no device or key file `{name}`", known)
     return parse_public_key(_read_text(path), str(path))
 

@@ -13,10 +13,9 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from cloister.errors import UserError
 
-__all__ = ["CONTENT_KEY_BYTES", "TAG_BYTES", "seal_content_key", "seal_program", "seal_slice"]
+__all__ = ["CONTENT_KEY_BYTES", "seal_content_key", "seal_program", "seal_slice"]
 
 CONTENT_KEY_BYTES = 32
-TAG_BYTES = 16
 _PROGRAM_NONCE_WORD = 0xFFFFFFFF
 
 

@@ -6,6 +6,7 @@ imports torch before a command needs it.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ Exit codes:
     2  wrong usage or bad input
     3  failure of the enclave, of integrity, or unexpected
   130  interrupted
+  141  whoever read the output has gone (SIGPIPE)
 
 \b
 Environment:
@@ -67,12 +69,15 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: its arguments; those of the process if None.
+        args: its arguments; those of the process if None, which SIGPIPE then ends as it does other commands.
 
     Returns:
         The exit code: 0 ok, 2 usage or bad input, 3 failure, 130 interrupted.
     """
     ui.prepare()
+    if args is None:
+        # click and rich would each make an exit code of their own of a closed pipe.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         result: Any = cloister.main(
             args=args, prog_name="cloister", standalone_mode=False, auto_envvar_prefix="CLOISTER"

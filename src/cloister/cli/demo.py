@@ -12,7 +12,8 @@ import click
 import msgspec
 
 from cloister.cli import options, ui
-from cloister.errors import EnclaveError
+from cloister.errors import EnclaveError, UserError
+from cloister.outputs import refuse_existing
 from cloister.units import format_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def demo(seed: int, out: Path | None, force: bool, format: str) -> None:
     costs, what an outsider sees, and the commands for a model of your own.
     """
     if out is not None:
-        options.refuse_existing(out, force=force)
+        refuse_existing(out, force=force)
     from cloister.demo import run_demo
 
     with _folder(out) as folder, ui.progress() as progress:
@@ -60,7 +61,10 @@ def _folder(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="cloister-demo-") as name:
             yield Path(name)
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the folder `{out}` cannot be made: {error.strerror}") from error
         yield out
 
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from cloister.cli import options, ui
+from cloister.outputs import check_output, write_whole
 
 __all__ = ["keys"]
 
@@ -50,13 +51,12 @@ def export(file: Path, enclave: str, force: bool, format: str) -> None:
 
     Whoever makes a bundle for this device gives it to `cloister protect --for`.
     """
-    options.refuse_existing(file, force=force)
+    check_output(file, force=force)
     document = _document(enclave)
     from cloister.bundle.keys import format_public_key
-    from cloister.cli.files import write_atomically
 
     line = format_public_key(bytes.fromhex(document.public_key), enclave)
-    write_atomically(file, line.encode(), force=force)
+    write_whole(file, line.encode(), force=force)
     _print(msgspec.structs.replace(document, path=str(file)), format)
 
 

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from cloister.errors import OutputExists, UserError
+from cloister.errors import UserError
 from cloister.units import parse_bytes
 
-__all__ = ["BUDGET", "FILE", "SEED", "SHAPE", "enclave", "force", "output_format", "refuse_existing"]
+__all__ = ["BUDGET", "FILE", "SEED", "SHAPE", "enclave", "force", "output_format"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -89,13 +89,3 @@ def _known_enclave(ctx: click.Context, param: click.Parameter, value: str) -> st
     if value != "local":
         raise click.BadParameter(f"expected `local`, but got `{value}`", ctx, param)
     return value
-
-
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Refuse to overwrite, before any work is done for it.
-
-    Raises:
-        OutputExists: it is there and `force` is not set.
-    """
-    if not force and (path.exists() or path.is_symlink()):
-        raise OutputExists(f"`{path}` exists already", "give another name with -o, or overwrite it with --force")

@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from cloister.bundle.crossing import Crossing, crossings
+from cloister.bundle.keys import check_devices
 from cloister.cli import options, plans, ui
+from cloister.outputs import check_output
 from cloister.planning.plan import Plan, Slicing
 from cloister.units import format_bytes
 
@@ -97,7 +99,8 @@ def protect(target: str, out: Path | None, devices: tuple[str, ...], force: bool
     otherwise from the training part of the data.
     """
     out = out or Path(_stem(target, choices["weights"]) + ".cloister")
-    options.refuse_existing(out, force=force)
+    check_output(out, force=force)
+    check_devices(devices)
     from cloister.protection import protect as run_protect
 
     loaded, dataset = _load(target, choices)

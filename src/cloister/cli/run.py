@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.cli import options, plans, ui
-from cloister.cli.files import write_atomically
 from cloister.enclave.session import Session, Stats, load
 from cloister.errors import InputError
+from cloister.outputs import check_output, write_whole
 from cloister.units import format_bytes
 
 __all__ = ["run"]
@@ -74,13 +74,13 @@ def run(
     if images is not None and out is None:
         raise click.UsageError("expected -o OUT.npy beside --input", click.get_current_context())
     if out is not None:
-        options.refuse_existing(out, force=force)
+        check_output(out, force=force)
     x, labels = _load_images(data, images, limit)
     with load(bundle, enclave=enclave) as session:
         outputs = _run_batches(session, x)
         model, stats = session.bundle.manifest.model, session.stats
     if out is not None:
-        write_atomically(out, _npy(outputs), force=force)
+        write_whole(out, _npy(outputs), force=force)
     document = RunDocument(
         bundle=str(bundle),
         model=model,

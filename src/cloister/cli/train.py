@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from cloister.cli import options, ui
+from cloister.outputs import check_output
 
 if TYPE_CHECKING:
     from cloister.trainer import TrainResult
@@ -81,7 +82,7 @@ def train(
     same command is given again.
     """
     out = out or Path(re.sub(r"\W+", "-", target.removeprefix("zoo:")) + ".safetensors")
-    options.refuse_existing(out, force=force)
+    check_output(out, force=force)
     from cloister.data import load_dataset
     from cloister.target import load_target
     from cloister.trainer import train as run_training

@@ -212,7 +212,8 @@ class LocalEnclave:
         self._require_open()
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
-            self._socket.sendall(wire.pack_request(self._sequence, command, parameters))
+            # No signal: where the client lets SIGPIPE end it, a crash must still come as an error.
+            self._socket.sendall(wire.pack_request(self._sequence, command, parameters), socket.MSG_NOSIGNAL)
             frame = self._receive(wire.RESPONSE_BYTES)
         except OSError as error:
             raise self._crashed(command) from error

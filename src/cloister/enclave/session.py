@@ -255,7 +255,11 @@ class Session:
 
     @property
     def stats(self) -> Stats:
-        """What the session has done so far; still there after it is closed."""
+        """What the session has done so far; still there after it is closed.
+
+        The enclave counts peak, slices and times itself and is asked for them here and when the session closes: of one
+        that crashed this gives what it told last, at first 0. Everything else the session counts.
+        """
         inside = self._inside
         measured = inside.stats() if inside else EnclaveStats()
         seconds_opening = measured.opening_ns / 1e9
@@ -306,7 +310,7 @@ class _Inside:
         self._bundle = bundle
         self._windows = _Windows(bundle, window_bytes)
         self.calls = self.bytes_in = self.bytes_out = 0
-        self._last_stats: EnclaveStats | None = None
+        self._stats = EnclaveStats()
         plan = bundle.manifest.plan
         heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
         heap_bytes = max(heap_bytes, MIN_HEAP_BYTES)  # the program's own budget still holds inside
@@ -366,17 +370,14 @@ class _Inside:
             first, resume, before = state.needed_slice, True, here
 
     def stats(self) -> EnclaveStats:
-        """What the enclave measured; the last known if it is gone."""
-        if self._last_stats is not None:
-            return self._last_stats
-        return self.enclave.stats()
+        """What the enclave measured; the last known if it does not tell any more."""
+        with contextlib.suppress(EnclaveError):
+            self._stats = self.enclave.stats()
+        return self._stats
 
     def close(self) -> None:
         """End the enclave, keeping what it measured."""
-        if self._last_stats is None:
-            self._last_stats = EnclaveStats()
-            with contextlib.suppress(EnclaveError):
-                self._last_stats = self.enclave.stats()
+        self.stats()
         self.enclave.close()
 
 
