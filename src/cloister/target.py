@@ -96,7 +96,7 @@ class Target:
 def load_target(
     spec: str,
     *,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     input_shape: Shape | None = None,
     n_classes: int | None = None,
     seed: int = 0,
@@ -121,7 +121,7 @@ def load_target(
         >>> load_target("zoo:vgg7", input_shape=(1, 8, 8), n_classes=10).name
         'vgg7'
     """
-    state, checkpoint = load_checkpoint(weights) if weights is not None else (None, None)
+    state, checkpoint = load_checkpoint(Path(weights)) if weights is not None else (None, None)
     if checkpoint is not None:
         source = f"weights `{weights}`"
         input_shape = _agree("input shape", source, checkpoint.input_shape, input_shape)
