@@ -14,7 +14,7 @@ import torch
 
 from cloister import __version__
 from cloister.bundle.file import write_bundle
-from cloister.bundle.keys import recipients
+from cloister.bundle.keys import check_devices, recipients
 from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
 from cloister.compile import ir
 from cloister.compile.capture import Captured, capture
@@ -25,6 +25,7 @@ from cloister.compile.torch_stage import export_stage
 from cloister.enclave.core import OutsideProgram
 from cloister.errors import BundleError, DataError, PlanError, UnsupportedModel, UserError
 from cloister.layers import Layer, layer_table
+from cloister.outputs import check_output
 from cloister.planning.plan import LayerPlan, Plan, Slicing
 from cloister.planning.select import select_layers
 from cloister.progress import Progress
@@ -144,6 +145,8 @@ def protect(
     Raises:
         UserError: the model, plan or output is refused; the message says why and what to do.
     """
+    check_output(Path(out), force=force)
+    check_devices(devices)
     lowered = lower_target(target, bits=bits, calibration=calibration, seed=seed, progress=progress)
     return protect_lowered(
         lowered, out, inside=inside, slicing=slicing, budget_bytes=budget_bytes, devices=devices, force=force
@@ -162,7 +165,9 @@ def protect_lowered(
 ) -> Protected:
     """The second half of `protect`: the same operations can go into many bundles."""
     _check_choice("slicing", slicing, ("auto", "off"))
-    keys = recipients(devices)
+    path = Path(out)
+    check_output(path, force=force)
+    check_devices(devices)
     graph = lowered.graph
     reasons = select_layers(list(graph.layers()), inside, lowered.captured.aliases)
     _refuse_foreign(graph, reasons)
@@ -183,14 +188,13 @@ def protect_lowered(
     parts = _outside_parts(lowered, stages)
     _check_parts(parts)
     manifest = _manifest(lowered, stages, plan, program, parts)
-    path = Path(out)
     write_bundle(
         path,
         manifest=manifest,
         program=program.data if program else None,
         slices=[s.data for s in program.slices] if program else [],
         outside=[data for _, data in parts],
-        recipients=keys if program else [],
+        recipients=recipients(devices) if program else [],
         force=force,
     )
     return Protected(path=path, manifest=manifest)

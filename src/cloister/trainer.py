@@ -163,7 +163,7 @@ def train(
     target: Target,
     dataset: Dataset,
     *,
-    out: Path,
+    out: Path | str,
     epochs: int,
     n_members: int | None = None,
     seed: int = 0,
@@ -204,6 +204,7 @@ def train(
         DataError: the data set does not fit the target.
         UserError: settings out of range, a state begun with other settings, or a loss that is not finite.
     """
+    out = Path(out)
     check_output(out, force=force)
     n_members = dataset.n_train // 2 if n_members is None else n_members
     lr = _DEFAULT_LEARNING_RATE if lr is None else lr
