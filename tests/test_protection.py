@@ -262,6 +262,19 @@ def test_models_that_mix_images_are_refused(forward, tmp_path):
         protect(target, tmp_path / "m", inside="none", bits=32)
 
 
+def test_torch_part_knows_the_number_of_images(tmp_path):
+    def forward(m, x):
+        x = torch.tanh(m.a(x))
+        return m.b(torch.cat([x, torch.ones(x.shape[0], 2)], dim=1))
+
+    target = Target(model=Lambda(forward, a=nn.Linear(4, 3), b=nn.Linear(5, 2)).eval(), name="ones", input_shape=(4,))
+    protected = protect(target, tmp_path / "m", inside="b", bits=32)
+    for n in (1, 2, 5):
+        x = images((4,), n)
+        with torch.no_grad():
+            np.testing.assert_allclose(run(protected.path, x.numpy())[0], target.model(x).numpy(), atol=1e-6)
+
+
 def test_reshape_across_images_runs_in_torch_where_it_undoes_itself(tmp_path):
     model = Lambda(lambda m, x: m.b(F.relu(m.a(x.view(-1, 12))).view(-1, 16)), a=nn.Linear(12, 4), b=nn.Linear(16, 3))
     target = Target(model=model.eval(), name="patches", input_shape=(3, 4, 4))
