@@ -2,6 +2,14 @@
 
     python -m benchmarks.agreement --victims FOLDER --data FOLDER [--limit N] [-o benchmarks/results/agreement.json]
 
+The committed results are of victims that were trained so, on half of each training set:
+
+    cloister train zoo:vgg7 --data MNIST --epochs 2 -o vgg7.safetensors
+    cloister train zoo:alexnet --data cifar100.npz --epochs 8 -o alexnet.safetensors
+    cloister train zoo:resnet20 --data cifar10.npz --epochs 14 -o resnet20.safetensors
+    cloister train zoo:vgg11 --data cifar10.npz --epochs 3 -o vgg11.safetensors
+    cloister train zoo:vgg16 --data cifar10.npz --epochs 3 -o vgg16.safetensors
+
 The converted model is evaluated three times: as it is, in batches of 100 and of 1000 (its float32 sums differ, and so
 does its top class now and then: the noise of the reference), and in float64 (what it means).
 
