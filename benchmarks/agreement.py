@@ -10,11 +10,8 @@ The committed results are of victims that were trained so, on half of each train
     cloister train zoo:vgg11 --data cifar10.npz --epochs 3 -o vgg11.safetensors
     cloister train zoo:vgg16 --data cifar10.npz --epochs 3 -o vgg16.safetensors
 
-The converted model is evaluated three times: as it is, in batches of 100 and of 1000 (its float32 sums differ, and so
-does its top class now and then: the noise of the reference), and in float64 (what it means).
-
-FOLDER of victims holds NAME.safetensors as `cloister train zoo:NAME` writes them; the data set of each is that of its
-checkpoint. Prints a table and writes JSON.
+The converted model is evaluated twice: as it is, in float32, and in float64, which is what it means: float32 sums fall on
+the other side of a half now and then, and the top class changes where two logits all but tie.
 """
 
 import argparse
@@ -38,9 +35,9 @@ DATA = {
 }
 
 
-def run(model, x, batch):
+def run(model, x):
     with torch.no_grad():
-        return np.concatenate([model(part).numpy() for part in torch.from_numpy(x).split(batch)])
+        return np.concatenate([model(part).numpy() for part in torch.from_numpy(x).split(100)])
 
 
 def agreement(a, b):
@@ -62,16 +59,15 @@ def measure(name, victims, data, limit):
         with cloister.load(path) as session:
             ours = session.run(x)
             stats = session.stats
-    theirs, again = (run(lowered.module, x, batch) for batch in (100, 1000))
+    theirs = run(lowered.module, x)
     exact = run_exactly(lowered.module, x)
-    floats = run(target.model.eval(), x, 100)
+    floats = run(target.model.eval(), x)
     return {
         "model": name,
         "data": dataset.name,
         "n_images": len(x),
         "agreement_torchao": agreement(ours, theirs),
         "agreement_torchao_exact": agreement(ours, exact),
-        "agreement_torchao_with_itself": agreement(theirs, again),
         "agreement_torchao_with_exact": agreement(theirs, exact),
         "agreement_float32": agreement(ours, floats),
         "accuracy_float32": accuracy(floats, y),
@@ -100,7 +96,7 @@ def main():
             print(
                 f"{name:10} n={row['n_images']:6} torchao {row['agreement_torchao']:.3%} "
                 f"exact {row['agreement_torchao_exact']:.3%} "
-                f"(torchao with itself {row['agreement_torchao_with_itself']:.3%}) "
+                f"(torchao with exact {row['agreement_torchao_with_exact']:.3%}) "
                 f"float32 {row['agreement_float32']:.3%} accuracy {row['accuracy_float32']:.3%} → "
                 f"{row['accuracy_protected_int8']:.3%} peak {row['inside_peak_bytes']}",
                 flush=True,

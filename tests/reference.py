@@ -13,9 +13,8 @@ class _Exact(fx.Interpreter):
     """Computes in float64 between dequantizing and quantizing.
 
     The converted model computes there in float32, and an error in the seventh digit moves a value to another integer
-    now and then; layer by layer that grows until torch disagrees with itself between two batch sizes (measured by
-    `benchmarks/agreement.py`). What the model means is what exact arithmetic gives. The input is quantized in float32,
-    as everywhere: pixels lie on halves of its scale.
+    now and then; layer by layer that grows (`benchmarks/agreement.py` measures how far). What the model means is what
+    exact arithmetic gives. The input is quantized in float32, as everywhere: pixels lie on halves of its scale.
     """
 
     def call_function(self, target, args, kwargs):
