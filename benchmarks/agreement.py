@@ -10,8 +10,8 @@ The committed results are of victims that were trained so, on half of each train
     cloister train zoo:vgg11 --data cifar10.npz --epochs 3 -o vgg11.safetensors
     cloister train zoo:vgg16 --data cifar10.npz --epochs 3 -o vgg16.safetensors
 
-The converted model is evaluated twice: as it is, in float32, and in float64, which is what it means: float32 sums fall on
-the other side of a half now and then, and the top class changes where two logits all but tie.
+The converted model is evaluated twice: as it is, in float32, and in float64, which is what it means: float32 sums fall
+on the other side of a half now and then, and the top class changes where two logits all but tie.
 """
 
 import argparse
