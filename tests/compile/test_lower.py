@@ -93,6 +93,8 @@ def test_batch_norm_over_a_sequence_is_not_folded_wrongly():
         (lambda m, x: F.softmax(m.a(x), dim=2), "softmax over axis 2"),
         (lambda m, x: F.pad(m.a(x), (1, 1, 1, 1), mode="reflect"), "no such operation"),
         (lambda m, x: F.gelu(m.a(x)), "no such operation"),
+        (lambda m, x: F.conv2d(x, m.a.weight * x.mean()), "computed, not constant"),
+        (lambda m, x: torch.cat([m.a(x), m.a(x)], 0)[: x.shape[0]], "no such operation"),
     ],
 )
 @pytest.mark.parametrize("bits", [8, 32])
@@ -142,3 +144,23 @@ def test_moving_numbers_keeps_their_scale():
     graph = lower(quantize(capture(model, shape), images(shape, 32)))
     pool = next(op for op in graph.ops if isinstance(op, ir.MaxPool))
     assert [type(op) for op in graph.ops if pool.output in op.inputs] == [ir.Conv]
+
+
+def test_layer_whose_sums_could_overflow_is_left_to_torch():
+    model = nn.Linear(65537, 2)
+    assert foreign(lower(capture(model, (65537,)).module)) == ["aten.linear.default"]
+
+
+def test_int8_tensor_that_torch_reads_too_is_dequantized_for_it():
+    def forward(m, x):
+        x = F.relu(m.a(x))
+        return torch.tanh(x) * m.b(x)
+
+    model = Lambda(forward, a=conv(3, 4), b=conv(4, 4)).eval()
+    converted = quantize(capture(model, IMAGE), images(IMAGE, 32))
+    graph = lower(converted)
+    dtypes = {name: tensor.dtype for name, tensor in graph.tensors.items()}
+    copies = [op for op in graph.ops if isinstance(op, ir.Copy)]
+    assert [(dtypes[op.inputs[0]], dtypes[op.output]) for op in copies] == [("float32", "int8"), ("int8", "float32")]
+    (tanh,) = [op for op in graph.ops if isinstance(op, ir.Foreign) and "tanh" in op.operator]
+    assert tanh.inputs == (copies[1].output,)

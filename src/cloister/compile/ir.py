@@ -48,7 +48,7 @@ class Tensor:
     Attributes:
         name: unique in its graph.
         dtype: `int8` or `float32`.
-        shape: without the batch axis, in PyTorch's order: (C, H, W), or any other rank.
+        shape: without the batch axis, in PyTorch's order: (C, H, W), or any other rank from 1 on.
         scale: int8 only: real value = (q - zero_point) * scale.
         zero_point: int8 only, in [-128, 127].
     """
@@ -65,8 +65,6 @@ class Tensor:
         if len(self.shape) == 3:
             channels, height, width = self.shape
             return height, width, channels
-        if not self.shape:
-            return 1, 1, 1
         return 1, math.prod(self.shape[:-1]), self.shape[-1]
 
     @property
