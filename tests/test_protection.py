@@ -320,6 +320,6 @@ def _(x):
 def test_operator_that_a_session_would_not_load_is_refused_when_protecting(tmp_path):
     """Loading one means running code that the bundle names; nobody should learn of that on the device."""
     model = Lambda(lambda m, x: m.b(double(m.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 2)).eval()
-    with pytest.raises(UnsupportedModel, match="cannot run outside.*aten"):
+    with pytest.raises(UnsupportedModel, match=r"cannot run outside.*aten"):
         protect(Target(model=model, name="custom", input_shape=(4,)), tmp_path / "m", inside="b", bits=32)
     assert not (tmp_path / "m").exists()
