@@ -38,9 +38,10 @@ _EVALUATION_BATCH = 256
 
 
 class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out of a training.
+    """What came out of a training: the document of `cloister train -f json`.
 
     Attributes:
+        schema: name and version of the document.
         path: of the weights.
         model: name of the target.
         data: name of the data set.
@@ -56,6 +57,7 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
         seconds: wall time, over all runs if it was interrupted.
     """
 
+    schema: Literal["cloister.train/1"] = "cloister.train/1"
     path: str
     model: str
     data: str

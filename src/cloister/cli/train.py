@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from cloister.cli import options, ui
 from cloister.outputs import check_output
@@ -16,25 +15,6 @@ if TYPE_CHECKING:
     from cloister.trainer import TrainResult
 
 __all__ = ["train"]
-
-
-class TrainDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """What `cloister train -f json` prints: the fields of `cloister.TrainResult`."""
-
-    schema: Literal["cloister.train/1"] = "cloister.train/1"
-    path: str
-    model: str
-    data: str
-    n_members: int
-    n_epochs: int
-    seed: int
-    learning_rate: float
-    batch_size: int
-    precision: str
-    train_accuracy: float
-    test_accuracy: float
-    generalization_gap: float
-    seconds: float
 
 
 @click.command()
@@ -108,7 +88,7 @@ def train(
         ui.say("the same command goes on with the last epoch that was finished")
         raise
     if format == "json":
-        ui.json(TrainDocument(**msgspec.structs.asdict(result)))
+        ui.json(result)
     else:
         _show(result, target, data)
 
