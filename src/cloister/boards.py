@@ -77,7 +77,9 @@ def load_boards(path: Path | None = None) -> dict[str, Board]:
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError) as error:
-        raise UserError(f"{source}: expected board profiles: {error}", "docs/guides/add-a-board.md shows one") from error
+        raise UserError(
+            f"{source}: expected board profiles: {error}", "docs/guides/add-a-board.md shows one"
+        ) from error
 
 
 def load_board(name: str) -> Board:
@@ -92,7 +94,9 @@ def load_board(name: str) -> Board:
     if not name.endswith(".toml"):
         boards = load_boards()
         if name not in boards:
-            raise UserError(f"there is no board `{name}`", f"known are {', '.join(boards)}, or a .toml file with a profile")
+            raise UserError(
+                f"there is no board `{name}`", f"known are {', '.join(boards)}, or a .toml file with a profile"
+            )
         return boards[name]
     boards = load_boards(Path(name))
     if len(boards) != 1:

@@ -16,21 +16,18 @@ import subprocess
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from cloister.enclave import wire
-from cloister.enclave.wire import Command, EnclaveInfo, EnclaveStats, Kind, Parameter, Region
+from cloister.enclave.client import CONTROL_BYTES, Enclave
+from cloister.enclave.wire import Command, EnclaveInfo, Parameter
 from cloister.errors import EnclaveCrashed, EnclaveError, EnclaveUnavailable, ProtocolError, UserError
 
-__all__ = ["CONTROL_BYTES", "MIN_HEAP_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder"]
+__all__ = ["MIN_HEAP_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder", "state_root"]
 
-#: Start of the payload memory that is kept for the commands' own blocks; images and results lie behind it.
-CONTROL_BYTES = 256
 #: The smallest heap that an enclave starts with.
 MIN_HEAP_BYTES = 1 << 13
 _SMALL_STORE_BYTES = 4096
-_BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
 _END_SECONDS = 5.0
 _STDERR_BYTES = 4000
 _HINT = "cloister-enclave: hint: "
@@ -46,7 +43,7 @@ def state_folder() -> Path:
     Raises:
         UserError: it cannot be made.
     """
-    folder = _state_root() / "local-enclave"
+    folder = state_root() / "local-enclave"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +53,8 @@ def state_folder() -> Path:
     return folder
 
 
-def _state_root() -> Path:
+def state_root() -> Path:
+    """The folder of everything that Cloister keeps: `$CLOISTER_STATE`, or one of this user."""
     # An empty variable counts as unset, as the XDG base directory specification has it.
     if own := os.environ.get("CLOISTER_STATE"):
         return Path(own)
@@ -93,14 +91,8 @@ def local_info() -> EnclaveInfo:
             return enclave.info
 
 
-class LocalEnclave:
-    """One enclave process and the memory shared with it.
-
-    Not thread-safe: one call at a time. A context manager; the process ends with it.
-
-    Attributes:
-        info: what the enclave says of itself.
-    """
+class LocalEnclave(Enclave):
+    """One enclave process and the memory shared with it. The process ends with the session."""
 
     def __init__(self, store: BinaryIO, *, payload_bytes: int, heap_bytes: int) -> None:
         """Start the process and ask who it is.
@@ -135,16 +127,12 @@ class LocalEnclave:
 
     @property
     def process_id(self) -> int:
-        """The process's id."""
+        """The enclave's process."""
         return self._process.pid
 
     @property
     def payload(self) -> mmap.mmap:
-        """The shared memory; its first `CONTROL_BYTES` are for the commands' own blocks.
-
-        Raises:
-            EnclaveError: the enclave is closed.
-        """
+        """See `Enclave.payload`; shared with the enclave."""
         self._require_open()
         return self._payload
 
@@ -152,63 +140,8 @@ class LocalEnclave:
         if not self._end.alive:
             raise EnclaveError("the enclave is closed", "load the bundle again")
 
-    def load(self, load_block: bytes, sealed_program: tuple[int, int]) -> wire.Loaded:
-        """Open the content key and the program.
-
-        Args:
-            load_block: made by `wire.pack_load`.
-            sealed_program: (offset, bytes) in the store.
-
-        Raises:
-            IntegrityError: it does not open.
-            EnclaveOutOfMemory: it does not fit.
-        """
-        self.payload[: wire.LOAD_BYTES] = load_block
-        parameters = [
-            Parameter(Kind.INPUT, Region.PAYLOAD, 0, wire.LOAD_BYTES),
-            Parameter(Kind.INPUT, Region.STORE, *sealed_program),
-            Parameter(Kind.OUTPUT, Region.PAYLOAD, wire.LOAD_BYTES, wire.LOADED_BYTES),
-        ]
-        self.call(Command.LOAD, parameters)
-        return wire.unpack_loaded(self.payload[wire.LOAD_BYTES : wire.LOAD_BYTES + wire.LOADED_BYTES])
-
-    def run(self, run_block: bytes, images: Parameter, results: Parameter, window: Parameter) -> wire.RunState:
-        """Run a stage, or go on with it.
-
-        Args:
-            run_block: made by `wire.pack_run`.
-            images: where the images are.
-            results: where the results go.
-            window: where the sealed slices are that it may open.
-
-        Raises:
-            EnclaveError, IntegrityError: it fails.
-        """
-        self.payload[: wire.RUN_BYTES] = run_block
-        block = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
-        self.call(Command.RUN, [block, images, results, window])
-        return wire.unpack_run(self.payload[: wire.RUN_BYTES])
-
-    def stats(self) -> EnclaveStats:
-        """What the enclave measured since it was started."""
-        return wire.unpack_stats(self._answer(Command.STATS, wire.STATS_BYTES))
-
-    def _answer(self, command: Command, n_bytes: int) -> bytes:
-        """Ask for a block of the enclave's own."""
-        sizes = self.call(command, [_BLOCK._replace(size=n_bytes)])
-        if sizes[0] != n_bytes:
-            raise ProtocolError(f"expected {n_bytes} bytes of {command.name.lower()}, but got {sizes[0]}")
-        return self.payload[:n_bytes]
-
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
-        """One request and its response.
-
-        Returns:
-            The bytes used of each of the four parameters.
-
-        Raises:
-            EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
-        """
+        """See `Enclave.call`."""
         self._require_open()
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
@@ -247,14 +180,6 @@ class LocalEnclave:
         self._end()
         with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
             self._payload.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _memory_file(name: str, n_bytes: int) -> BinaryIO:

@@ -19,7 +19,8 @@ from cloister.bundle.keys import fingerprint
 from cloister.bundle.manifest import Step
 from cloister.compile.ir import Tensor
 from cloister.enclave import wire
-from cloister.enclave.local import CONTROL_BYTES, MIN_HEAP_BYTES, LocalEnclave
+from cloister.enclave.client import CONTROL_BYTES
+from cloister.enclave.local import MIN_HEAP_BYTES, LocalEnclave
 from cloister.enclave.wire import EnclaveInfo, EnclaveStats, Kind, Loaded, Parameter, Region
 from cloister.errors import (
     BundleError,

@@ -1,0 +1,118 @@
+"""A client's side of an enclave: the commands, whatever carries them."""
+
+from __future__ import annotations
+
+import abc
+import mmap
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from cloister.enclave import wire
+from cloister.enclave.wire import Command, EnclaveInfo, EnclaveStats, Kind, Parameter, Region
+from cloister.errors import ProtocolError
+
+__all__ = ["CONTROL_BYTES", "Enclave"]
+
+#: Start of the payload memory that is kept for the commands' own blocks; images and results lie behind it.
+CONTROL_BYTES = 256
+_BLOCK = Parameter(Kind.OUTPUT, Region.PAYLOAD, 0, 0)
+
+
+class Enclave(abc.ABC):
+    """A session with an enclave.
+
+    Not thread-safe: one call at a time. A context manager; the session ends with it.
+
+    Attributes:
+        info: what the enclave says of itself.
+        shared_bytes: what the parameters of one call may have together, each rounded up to 4096; None for no limit.
+    """
+
+    info: EnclaveInfo
+    shared_bytes: int | None = None
+
+    @property
+    @abc.abstractmethod
+    def payload(self) -> mmap.mmap:
+        """Memory for images and results; its first `CONTROL_BYTES` are for the commands' own blocks.
+
+        Raises:
+            EnclaveError: the enclave is closed.
+        """
+
+    @property
+    @abc.abstractmethod
+    def process_id(self) -> int | None:
+        """The process on this machine that stands for the enclave, or None if there is none of its own."""
+
+    @abc.abstractmethod
+    def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
+        """One request and its response.
+
+        Returns:
+            The bytes used of each of the four parameters.
+
+        Raises:
+            EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the session. May be called again."""
+
+    def load(self, load_block: bytes, sealed_program: tuple[int, int]) -> wire.Loaded:
+        """Open the content key and the program.
+
+        Args:
+            load_block: made by `wire.pack_load`.
+            sealed_program: (offset, bytes) in the store.
+
+        Raises:
+            IntegrityError: it does not open.
+            EnclaveOutOfMemory: it does not fit.
+        """
+        self.payload[: wire.LOAD_BYTES] = load_block
+        parameters = [
+            Parameter(Kind.INPUT, Region.PAYLOAD, 0, wire.LOAD_BYTES),
+            Parameter(Kind.INPUT, Region.STORE, *sealed_program),
+            Parameter(Kind.OUTPUT, Region.PAYLOAD, wire.LOAD_BYTES, wire.LOADED_BYTES),
+        ]
+        self.call(Command.LOAD, parameters)
+        return wire.unpack_loaded(self.payload[wire.LOAD_BYTES : wire.LOAD_BYTES + wire.LOADED_BYTES])
+
+    def run(self, run_block: bytes, images: Parameter, results: Parameter, window: Parameter) -> wire.RunState:
+        """Run a stage, or go on with it.
+
+        Args:
+            run_block: made by `wire.pack_run`.
+            images: where the images are.
+            results: where the results go.
+            window: where the sealed slices are that it may open.
+
+        Raises:
+            EnclaveError, IntegrityError: it fails.
+        """
+        self.payload[: wire.RUN_BYTES] = run_block
+        block = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
+        self.call(Command.RUN, [block, images, results, window])
+        return wire.unpack_run(self.payload[: wire.RUN_BYTES])
+
+    def stats(self) -> EnclaveStats:
+        """What the enclave measured since it was started."""
+        return wire.unpack_stats(self._answer(Command.STATS, wire.STATS_BYTES))
+
+    def _answer(self, command: Command, n_bytes: int) -> bytes:
+        """Ask for a block of the enclave's own."""
+        sizes = self.call(command, [_BLOCK._replace(size=n_bytes)])
+        if sizes[0] != n_bytes:
+            raise ProtocolError(f"expected {n_bytes} bytes of {command.name.lower()}, but got {sizes[0]}")
+        return self.payload[:n_bytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
