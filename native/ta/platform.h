@@ -17,13 +17,15 @@ enum {
     CL_FLAG_MEMORY_LOCKED = 8,
     CL_FLAG_MEMORY_HIDDEN = 16,
     CL_FLAG_CALL_FILTER = 32,
-    CL_FLAG_HARDWARE = 64
+    CL_FLAG_HARDWARE = 64,    /* the normal world cannot read the memory */
+    CL_FLAG_DEMONSTRATION = 128 /* who has the board can read or replace it */
 };
 
 typedef struct cl_platform {
     uint32_t kind;
     uint32_t flags;
     uint64_t heap_bytes; /* the most that TEE_Malloc gives */
+    const char *board;   /* ASCII, less than CL_INFO_BOARD_BYTES; "" for none */
 } cl_platform;
 
 typedef struct cl_heap_use {
