@@ -10,6 +10,7 @@ void cl_machine_init(cl_machine *machine, const cl_program *program,
     *machine = (cl_machine){
         .program = *program,
         .arena = arena,
+        .lane_bytes = cl_program_layout(program).lane_bytes,
         .open_slice = open_slice,
         .context = context,
     };
@@ -18,7 +19,7 @@ void cl_machine_init(cl_machine *machine, const cl_program *program,
 void cl_machine_reset(cl_machine *machine)
 {
     machine->running = false;
-    machine->entered = false;
+    machine->n_group = 0;
     machine->image = 0;
     machine->op_slice = 0;
 }
@@ -50,47 +51,76 @@ static cl_tensor tensor_at(const cl_machine *machine, const uint8_t *ids,
                              cl_load_u32(ids + 4 * (uint64_t)i));
 }
 
-static void enter_image(cl_machine *machine, const uint8_t *in)
+static uint8_t *arena_of(const cl_machine *machine, uint32_t lane)
+{
+    return machine->arena + lane * machine->lane_bytes;
+}
+
+static void enter_image(const cl_machine *machine, uint8_t *arena,
+                        const uint8_t *in)
 {
     const cl_stage *stage = &machine->stage;
     for (uint32_t i = 0; i < stage->n_inputs; i++) {
         cl_tensor tensor = tensor_at(machine, stage->inputs, i);
         uint64_t bytes = cl_tensor_bytes(&tensor);
-        memcpy(machine->arena + tensor.offset, in, bytes);
+        memcpy(arena + tensor.offset, in, bytes);
         in += bytes;
     }
-    machine->op_word = stage->first_op_word;
-    machine->op_slice = 0;
-    machine->entered = true;
 }
 
-static void leave_image(cl_machine *machine, uint8_t *out)
+static void leave_image(const cl_machine *machine, const uint8_t *arena,
+                        uint8_t *out)
 {
     const cl_stage *stage = &machine->stage;
     for (uint32_t i = 0; i < stage->n_outputs; i++) {
         cl_tensor tensor = tensor_at(machine, stage->outputs, i);
         uint64_t bytes = cl_tensor_bytes(&tensor);
-        memcpy(out, machine->arena + tensor.offset, bytes);
+        memcpy(out, arena + tensor.offset, bytes);
         out += bytes;
     }
-    machine->image++;
-    machine->entered = false;
 }
 
-static void run_slice(const cl_machine *machine, const cl_op *op,
-                      const cl_slice *slice, const uint8_t *data)
+/* The next images, as many as there are lanes or images left. */
+static void enter_group(cl_machine *machine, const cl_batch *batch)
+{
+    uint32_t n_left = machine->n_images - machine->image;
+    uint32_t n_lanes = machine->program.lanes;
+    machine->n_group = n_left < n_lanes ? n_left : n_lanes;
+    for (uint32_t lane = 0; lane < machine->n_group; lane++) {
+        uint64_t image = (uint64_t)machine->image + lane;
+        enter_image(machine, arena_of(machine, lane),
+                    batch->in + image * batch->in_image_bytes);
+    }
+    machine->op_word = machine->stage.first_op_word;
+    machine->op_slice = 0;
+}
+
+static void leave_group(cl_machine *machine, const cl_batch *batch)
+{
+    for (uint32_t lane = 0; lane < machine->n_group; lane++) {
+        uint64_t image = (uint64_t)machine->image + lane;
+        leave_image(machine, arena_of(machine, lane),
+                    batch->out + image * batch->out_image_bytes);
+    }
+    machine->image += machine->n_group;
+    machine->n_group = 0;
+}
+
+static void run_slice(const cl_op *op, const cl_slice *slice,
+                      const uint8_t *data, uint8_t *arena)
 {
     if (op->code == CL_OP_AFFINE) {
-        cl_affine(op, slice, data, machine->arena);
+        cl_affine(op, slice, data, arena);
     } else if (op->in.dtype == CL_INT8) {
-        cl_conv_int8(op, slice, data, machine->arena);
+        cl_conv_int8(op, slice, data, arena);
     } else {
-        cl_conv_float32(op, slice, data, machine->arena);
+        cl_conv_float32(op, slice, data, arena);
     }
 }
 
-/* All slices of an operation, from op_slice on. A slice writes only its own
- * units, so an operation that was stopped goes on where it was. */
+/* All slices of an operation, from op_slice on, each for the whole group. A
+ * slice writes only its own units, so an operation that was stopped goes on
+ * where it was. */
 static cl_status run_slices(cl_machine *machine, const cl_op *op)
 {
     while (machine->op_slice < op->n_slices) {
@@ -99,44 +129,54 @@ static cl_status run_slices(cl_machine *machine, const cl_op *op)
         machine->needed_slice = index;
         CL_TRY(machine->open_slice(machine->context, index, &data));
         cl_slice slice = cl_program_slice(&machine->program, index);
-        run_slice(machine, op, &slice, data);
+        for (uint32_t lane = 0; lane < machine->n_group; lane++) {
+            run_slice(op, &slice, data, arena_of(machine, lane));
+        }
         machine->op_slice++;
     }
     machine->op_slice = 0;
     return CL_OK;
 }
 
-static cl_status run_op(cl_machine *machine, const cl_op *op)
+static void run_whole(const cl_op *op, uint8_t *arena)
 {
     switch (op->code) {
     case CL_OP_MAX_POOL:
-        cl_max_pool(op, machine->arena);
+        cl_max_pool(op, arena);
         break;
     case CL_OP_AVG_POOL:
-        cl_avg_pool(op, machine->arena);
+        cl_avg_pool(op, arena);
         break;
     case CL_OP_ADAPTIVE_AVG_POOL:
-        cl_adaptive_avg_pool(op, machine->arena);
+        cl_adaptive_avg_pool(op, arena);
         break;
     case CL_OP_ADD:
-        cl_add_tensors(op, machine->arena);
+        cl_add_tensors(op, arena);
         break;
     case CL_OP_COPY:
-        cl_copy(op, machine->arena);
+        cl_copy(op, arena);
         break;
     case CL_OP_PERMUTE:
-        cl_permute(op, machine->arena);
-        break;
-    case CL_OP_SOFTMAX:
-        cl_softmax(op, machine->arena);
+        cl_permute(op, arena);
         break;
     default:
+        cl_softmax(op, arena);
+        break;
+    }
+}
+
+static cl_status run_op(cl_machine *machine, const cl_op *op)
+{
+    if (op->code == CL_OP_CONV || op->code == CL_OP_AFFINE) {
         return run_slices(machine, op);
+    }
+    for (uint32_t lane = 0; lane < machine->n_group; lane++) {
+        run_whole(op, arena_of(machine, lane));
     }
     return CL_OK;
 }
 
-static cl_status run_image(cl_machine *machine)
+static cl_status run_group(cl_machine *machine)
 {
     uint32_t end = machine->stage.first_op_word + machine->stage.n_op_words;
     while (machine->op_word < end) {
@@ -152,17 +192,15 @@ cl_status cl_machine_run(cl_machine *machine, const cl_batch *batch)
 {
     CL_REQUIRE(machine->running, CL_BAD_STATE);
     while (machine->image < machine->n_images) {
-        if (!machine->entered) {
-            enter_image(machine,
-                        batch->in + machine->image * batch->in_image_bytes);
+        if (machine->n_group == 0) {
+            enter_group(machine, batch);
         }
-        cl_status status = run_image(machine);
+        cl_status status = run_group(machine);
         if (status != CL_OK) {
             machine->running = status == CL_NEED_SLICE;
             return status;
         }
-        leave_image(machine,
-                    batch->out + machine->image * batch->out_image_bytes);
+        leave_group(machine, batch);
     }
     machine->running = false;
     return CL_OK;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The interpreter. It runs a stage for a number of images, one after the
- * other, and can stop wherever it needs a slice that is not there and go on
- * later. It allocates nothing.
+ * The interpreter. It runs a stage for a number of images, in groups of the
+ * program's lanes: each slice for the whole group, so that it is opened once.
+ * It can stop wherever it needs a slice that is not there and go on later. It
+ * allocates nothing.
  */
 #ifndef CL_MACHINE_H
 #define CL_MACHINE_H
@@ -21,17 +22,18 @@ typedef cl_status (*cl_open_slice)(void *context, uint32_t index,
 /* A run that may be stopped. `ready` means that nothing is to be resumed. */
 typedef struct cl_machine {
     cl_program program;
-    uint8_t *arena; /* aligned to 64 */
+    uint8_t *arena; /* of the first lane; aligned to 64 */
+    uint64_t lane_bytes;
     cl_open_slice open_slice;
     void *context;
     cl_stage stage;
     uint32_t stage_index;
     uint32_t n_images;
-    uint32_t image;   /* images done */
+    uint32_t image;   /* images done: whole groups */
+    uint32_t n_group; /* images in the arenas, 0 before they are put there */
     uint32_t op_word; /* where to go on */
     uint32_t op_slice;
     uint32_t needed_slice; /* after CL_NEED_SLICE */
-    bool entered;          /* the current image's inputs are in the arena */
     bool running;
 } cl_machine;
 
@@ -43,7 +45,8 @@ typedef struct cl_batch {
     uint64_t out_image_bytes;
 } cl_batch;
 
-/* Make a machine for a checked program; nothing runs yet. */
+/* Make a machine for a checked program; nothing runs yet.
+ * In: arena: the lanes' arenas, as in the program's layout. */
 void cl_machine_init(cl_machine *machine, const cl_program *program,
                      uint8_t *arena, cl_open_slice open_slice, void *context);
 

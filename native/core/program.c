@@ -123,7 +123,8 @@ cl_layout cl_program_layout(const cl_program *program)
 {
     cl_layout layout = {.program = CL_STATE_BYTES};
     layout.arena = layout.program + cl_up(program->total_bytes, 64);
-    layout.resident = layout.arena + cl_up(program->arena_bytes, 64);
+    layout.lane_bytes = cl_up(program->arena_bytes, 64);
+    layout.resident = layout.arena + program->lanes * layout.lane_bytes;
     layout.slot = layout.resident + cl_up(program->resident_bytes, 64);
     layout.total = layout.slot + cl_up(program->slot_bytes, 64);
     return layout;
@@ -532,13 +533,17 @@ static cl_status read_header(cl_program *program, const uint8_t *bytes,
     program->resident_bytes = cl_next(&cursor);
     program->slot_bytes = cl_next(&cursor);
     program->budget_bytes = cl_next(&cursor);
-    for (int i = 0; i < 4; i++) {
+    program->lanes = cl_next(&cursor);
+    for (int i = 0; i < 3; i++) {
         CL_REQUIRE(cl_next(&cursor) == 0, CL_BAD_HEADER);
     }
     CL_REQUIRE(program->n_stages >= 1, CL_BAD_HEADER);
     CL_REQUIRE(program->n_slices <= CL_MAX_SLICES, CL_BAD_HEADER);
+    CL_REQUIRE(program->lanes >= 1 && program->lanes <= CL_MAX_LANES,
+               CL_BAD_HEADER);
     CL_REQUIRE(program->side == CL_INSIDE ||
-                   (program->resident_bytes == 0 && program->slot_bytes == 0),
+                   (program->resident_bytes == 0 && program->slot_bytes == 0 &&
+                    program->lanes == 1),
                CL_BAD_HEADER);
     return CL_OK;
 }

@@ -14,6 +14,7 @@
 #define CL_HEADER_BYTES 64u
 #define CL_STATE_BYTES 4096u
 #define CL_MAX_SLICES 8192u
+#define CL_MAX_LANES 64u
 #define CL_STREAMED 0xFFFFFFFFu
 #define CL_SEAL_BYTES 16u
 #define CL_TILE 8u /* positions that one conv step gathers */
@@ -52,6 +53,7 @@ typedef struct cl_program {
     uint32_t resident_bytes;
     uint32_t slot_bytes;
     uint32_t budget_bytes;
+    uint32_t lanes; /* images side by side, each with its own arena */
     cl_side side;
 } cl_program;
 
@@ -116,7 +118,8 @@ typedef struct cl_op {
 /* Where a program's parts lie in one block of inside memory. */
 typedef struct cl_layout {
     uint64_t program; /* always CL_STATE_BYTES */
-    uint64_t arena;
+    uint64_t arena; /* of the first lane */
+    uint64_t lane_bytes; /* from one lane's arena to the next one's */
     uint64_t resident;
     uint64_t slot;
     uint64_t total; /* `inside_bytes` of the specification */

@@ -47,6 +47,7 @@ def program(
     resident: int = 0,
     slot: int = 0,
     budget: int = 0,
+    lanes: int = 1,
 ) -> bytes:
     """Assemble a program from its sections."""
     body = b"".join(words(*t) for t in tensors) + b"".join(words(*s) for s in slices) + ops + stages
@@ -62,7 +63,7 @@ def program(
         resident,
         slot,
         budget,
-        0,
+        lanes,
         0,
         0,
         0,
@@ -209,7 +210,7 @@ class Enclave:
 
 
 def linear_program(
-    *, resident: bool = False, budget: int = 0, factors: tuple[int, int] = (2, -1)
+    *, resident: bool = False, budget: int = 0, factors: tuple[int, int] = (2, -1), lanes: int = 1
 ) -> tuple[bytes, list[bytes]]:
     """Four int8 inputs, four outputs in two slices: y = 2x and y = -x, as int8."""
     first, second = (factor & 255 for factor in factors)
@@ -221,7 +222,11 @@ def linear_program(
     ops = words(1, 18, 0, 1, 0, 2, 1, 1, 1, 1, 0, 0, 1, 1, 1, 32, -128, 127)
     stages = words(0, 18, 1, 1, 0, 1)
     return program(
-        64, tensors, records, ops, stages, resident=128 if resident else 0, slot=0 if resident else 24, budget=budget
+        *(64, tensors, records, ops, stages),
+        resident=128 if resident else 0,
+        slot=0 if resident else 24,
+        budget=budget,
+        lanes=lanes,
     ), slices
 
 

@@ -56,6 +56,7 @@ static inline uint32_t float_word(float value)
 /* A program in the making. */
 typedef struct assembly {
     uint32_t arena_bytes, resident_bytes, slot_bytes, budget_bytes;
+    uint32_t lanes; /* 0 counts as 1 */
     uint32_t n_tensors, n_slices, n_op_words, n_stages, n_stage_words;
     uint32_t tensors[32][6];
     uint32_t slices[32][5];
@@ -126,7 +127,7 @@ static inline uint32_t assemble(const assembly *a, uint8_t *bytes)
     const uint32_t header[16] = {
         0x52504C43, 1, total, a->arena_bytes, a->n_tensors, a->n_slices,
         a->n_op_words, a->n_stages, a->n_stage_words, a->resident_bytes,
-        a->slot_bytes, a->budget_bytes, 0, 0, 0, 0};
+        a->slot_bytes, a->budget_bytes, a->lanes != 0 ? a->lanes : 1, 0, 0, 0};
     memcpy(bytes, header, 64);
     memcpy(bytes + 64, a->tensors, tensors);
     memcpy(bytes + 64 + tensors, a->slices, slices);

@@ -78,6 +78,29 @@ def check_second_load(binary: str) -> None:
         assert enclave.end() == (0, "")
 
 
+def check_lanes(binary: str) -> None:
+    """A group opens a streamed slice once; at each stop the results of finished groups are out, and no others."""
+    images = bytes(range(1, 21))  # 5 images: groups of 2, 2, 1
+    expected = struct.pack("20b", *(x * (2, -1)[i // 2 % 2] for i, x in enumerate(images)))
+    enclave = Enclave(binary, state_folder())
+    bundle = Bundle(enclave.info()[24:56], *linear_program(lanes=2))
+    assert enclave.load(bundle) == 0
+    enclave.write(4096 + 64, bytes(20))  # where the results go
+    sealed, resume = b"", 0
+    for group in range(3):
+        for needed in range(2):
+            first, count = (1 - needed, 1) if resume else (0, 0)
+            answer = enclave.run(0, images, 5, 20, sealed=sealed, first=first, count=count, resume=resume)
+            done = 8 * group
+            assert answer == (0, (1, needed, 2 * group), expected[:done] + bytes(20 - done)), answer
+            sealed, resume = bundle.slices[needed], 1
+    answer = enclave.run(0, images, 5, 20, sealed=sealed, first=1, count=1, resume=1)
+    assert answer == (0, (0, 0, 5), expected), answer
+    stats = enclave.stats()
+    assert stats[2:5] == (1, 5, 6), stats
+    assert enclave.end() == (0, "")
+
+
 def check_refused_starts(binary: str) -> None:
     """Missing and wrong options are named; open state folders are refused."""
 
@@ -190,6 +213,7 @@ def main() -> None:
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 4000
     check_whole_path(binary)
     check_second_load(binary)
+    check_lanes(binary)
     check_refused_starts(binary)
     check_bad_parameters(binary)
     check_wild_frames(binary, seed, rounds)

@@ -356,44 +356,98 @@ static cl_status open_held(void *context, uint32_t index,
     return index == o->held ? CL_OK : CL_NEED_SLICE;
 }
 
-static void test_resume_gives_the_same(void)
+enum { IMAGES = 7, STORE = 4096 };
+
+/* The answers of an outside program for the same constants and images. */
+static void run_outside(const uint8_t *constants, const uint8_t *in,
+                        uint8_t *out)
 {
-    enum { IMAGES = 3, STORE = 4096 };
     assembly a = everything(0);
+    const uint32_t *last = a.slices[a.n_slices - 1];
+    run(&a, constants, last[4] + (last[2] + 15) / 16 * 16, in, IMAGES * 80,
+        out, IMAGES * 480, IMAGES);
+}
+
+/* Stopped at every slice: the same answers in groups of any size, each slice
+ * asked for once for a group, and finished groups are out at every stop. */
+static void check_lanes(uint32_t lanes)
+{
+    assembly outside = everything(0), a = everything(1);
     uint8_t program_bytes[8192], constants[STORE], in[IMAGES * 80];
     uint8_t whole[IMAGES * 480], parts[IMAGES * 480];
-    uint32_t seed = 5, n = assemble(&a, program_bytes);
+    uint32_t seed = 5;
     for (uint32_t i = 0; i < STORE; i++) {
         constants[i] = (uint8_t)below(&seed, 64);
     }
     for (uint32_t i = 0; i < sizeof in; i++) {
         in[i] = (uint8_t)draw(&seed);
     }
-    const uint32_t *last = a.slices[a.n_slices - 1];
-    run(&a, constants, last[4] + (last[2] + 15) / 16 * 16, in, sizeof in,
-        whole, sizeof whole, IMAGES);
+    run_outside(constants, in, whole);
 
     cl_program program;
     cl_machine machine;
-    one_slice o = {&a, constants, 0xFFFF, 0};
+    one_slice o = {&outside, constants, 0xFFFF, 0};
     cl_batch batch = {.in = in, .out = parts};
-    uint8_t *arena = aligned_alloc(64, (a.arena_bytes + 63) / 64 * 64);
-    CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_OUTSIDE), CL_OK);
-    cl_machine_init(&machine, &program, arena, open_held, &o);
+    a.lanes = lanes;
+    a.slot_bytes = 4 * 6 * 55;
+    uint32_t n = assemble(&a, program_bytes);
+    CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
+    uint64_t lane_bytes = cl_program_layout(&program).lane_bytes;
+    uint8_t *arenas = aligned_alloc(64, lanes * lane_bytes);
+    cl_machine_init(&machine, &program, arenas, open_held, &o);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_BAD_STATE);
     CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
     cl_machine_sizes(&machine, &batch);
     cl_status status = CL_NEED_SLICE;
     while ((status = cl_machine_run(&machine, &batch)) == CL_NEED_SLICE) {
+        CHECK_EQ(machine.image, o.n_asked / 3 * lanes);
+        CHECK(memcmp(whole, parts, machine.image * 480) == 0);
         o.held = machine.needed_slice;
         o.n_asked++;
         CHECK(o.n_asked < 100);
     }
     CHECK_EQ(status, CL_OK);
-    CHECK_EQ(o.n_asked, 3 * IMAGES);
+    CHECK_EQ(o.n_asked, 3 * ((IMAGES + lanes - 1) / lanes));
+    CHECK_EQ(machine.image, IMAGES);
     CHECK(memcmp(whole, parts, sizeof whole) == 0);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_BAD_STATE);
-    free(arena);
+    free(arenas);
+}
+
+static void test_resume_gives_the_same(void)
+{
+    for (uint32_t lanes = 1; lanes <= IMAGES + 1; lanes++) {
+        check_lanes(lanes);
+    }
+}
+
+/* A run that is begun anew in the middle of a group forgets that group. */
+static void test_start_forgets_a_group(void)
+{
+    assembly outside = everything(0), a = everything(1);
+    uint8_t program_bytes[8192], constants[STORE] = {0};
+    uint8_t in[IMAGES * 80] = {0}, out[IMAGES * 480];
+    cl_program program;
+    cl_machine machine;
+    one_slice o = {&outside, constants, 0, 0};
+    cl_batch batch = {.in = in, .out = out};
+    a.lanes = 4;
+    a.slot_bytes = 4 * 6 * 55;
+    uint32_t n = assemble(&a, program_bytes);
+    CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
+    uint8_t *arenas =
+        aligned_alloc(64, 4 * cl_program_layout(&program).lane_bytes);
+    cl_machine_init(&machine, &program, arenas, open_held, &o);
+    CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
+    cl_machine_sizes(&machine, &batch);
+    CHECK_EQ(cl_machine_run(&machine, &batch), CL_NEED_SLICE);
+    CHECK_EQ(machine.needed_slice, 1);
+    CHECK_EQ(cl_machine_start(&machine, 0, 1), CL_OK);
+    o.held = 0xFFFF;
+    CHECK_EQ(cl_machine_run(&machine, &batch), CL_NEED_SLICE);
+    CHECK_EQ(machine.needed_slice, 0);
+    CHECK_EQ(machine.n_group, 1);
+    free(arenas);
 }
 
 /* ---- The flat interface ------------------------------------------------ */
@@ -447,6 +501,7 @@ int main(int argc, char **argv)
     test_affine_permute_copy();
     test_softmax();
     test_resume_gives_the_same();
+    test_start_forgets_a_group();
     test_interface_refuses();
     return 0;
 }

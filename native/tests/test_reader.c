@@ -3,6 +3,7 @@
  * Hostile programs: whatever the bytes are, the reader refuses them or they
  * run within their memory. Run under sanitizers to see the second.
  */
+#include "bytes.h"
 #include "machine.h"
 #include "test.h"
 
@@ -27,12 +28,13 @@ static cl_status give(void *context, uint32_t index, const uint8_t **data)
 static void run_stage(cl_machine *machine, uint32_t stage)
 {
     cl_batch batch = {0};
-    if (cl_machine_start(machine, stage, 2) != CL_OK) {
+    uint32_t n_images = machine->program.lanes + 1;
+    if (cl_machine_start(machine, stage, n_images) != CL_OK) {
         return;
     }
     cl_machine_sizes(machine, &batch);
-    uint8_t *in = calloc(2, batch.in_image_bytes);
-    uint8_t *out = malloc(2 * batch.out_image_bytes);
+    uint8_t *in = calloc(n_images, batch.in_image_bytes);
+    uint8_t *out = malloc(n_images * batch.out_image_bytes);
     batch.in = in;
     batch.out = out;
     CHECK_EQ(cl_machine_run(machine, &batch), CL_OK);
@@ -53,7 +55,10 @@ static cl_status consume(const uint8_t *bytes, uint64_t n_bytes, cl_side side)
     cl_status status = cl_program_read(&program, copy + 1, n_bytes, side);
     if (status == CL_OK && program.arena_bytes < 1u << 20) {
         source s = {&program, NULL};
-        uint8_t *arena = calloc(1, program.arena_bytes + 1);
+        uint64_t lane_bytes = cl_program_layout(&program).lane_bytes;
+        /* the last lane ends where its arena does */
+        uint8_t *arena = calloc(1, (program.lanes - 1) * lane_bytes +
+                                       program.arena_bytes + 1);
         cl_machine_init(&machine, &program, arena, give, &s);
         for (uint32_t i = 0; i < program.n_stages; i++) {
             run_stage(&machine, i);
@@ -76,6 +81,31 @@ static void test_accepts_everything(void)
     CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_OUTSIDE), CL_BAD_HEADER);
     a.slot_bytes--;
     CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
+}
+
+/* As many lanes as the format allows, in exactly the memory of its formula. */
+static void test_lanes(void)
+{
+    uint8_t bytes[8192];
+    assembly a = everything(1);
+    cl_program program;
+    a.slot_bytes = 4 * 6 * 55;
+    for (a.lanes = 1; a.lanes <= 64; a.lanes = 2 * a.lanes + 1) {
+        uint32_t n = assemble(&a, bytes);
+        CHECK_EQ(consume(bytes, n, CL_INSIDE), CL_OK);
+        CHECK_EQ(cl_program_read(&program, bytes, n, CL_INSIDE), CL_OK);
+        CHECK_EQ(cl_program_layout(&program).total,
+                 4096 + cl_up(n, 64) + a.lanes * cl_up(a.arena_bytes, 64) +
+                     cl_up(a.slot_bytes, 64));
+        a.budget_bytes = (uint32_t)cl_program_layout(&program).total;
+        CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_OK);
+        a.budget_bytes--;
+        CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE),
+                 CL_OVER_BUDGET);
+        a.budget_bytes = 0;
+    }
+    a.lanes = 65;
+    CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_HEADER);
 }
 
 static void test_refuses_truncation_and_more(void)
@@ -149,7 +179,10 @@ static void test_names_the_broken_rule(void)
         {7, 3, CL_BAD_STAGE},
         {9, 64, CL_BAD_HEADER},
         {11, 4096, CL_OVER_BUDGET},
-        {12, 1, CL_BAD_HEADER},
+        {12, 0, CL_BAD_HEADER},
+        {12, 2, CL_BAD_HEADER},
+        {12, 65, CL_BAD_HEADER},
+        {13, 1, CL_BAD_HEADER},
         {15, 1, CL_BAD_HEADER},
         {TENSORS, 8, CL_BAD_TENSOR},
         {TENSORS, 0xFFFFFFF0, CL_BAD_TENSOR},
@@ -221,6 +254,7 @@ int main(int argc, char **argv)
     uint32_t rounds = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 20000;
     printf("seed %u\n", seed);
     test_accepts_everything();
+    test_lanes();
     test_refuses_truncation_and_more();
     test_names_the_broken_rule();
     test_resident_slices_must_not_overlap();

@@ -181,6 +181,7 @@ def protect_lowered(
         bits=lowered.bits,
         budget_bytes=budget_bytes,
         inside_bytes=program.inside_bytes if program else 0,
+        lanes=program.lanes if program else 1,
         smallest_budget_bytes=smallest_budget(graph, inner) if inner else 0,
         seed=lowered.seed,
         layers=tuple(_layer_plan(layer, reasons, program) for layer in layer_table(graph)),

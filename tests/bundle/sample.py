@@ -53,13 +53,26 @@ def new_device() -> bytes:
     return X25519PrivateKey.generate().public_key().public_bytes_raw()
 
 
-def make_sample(seed: int = 0, *, budget_bytes: int | None = None, inside: bool = True) -> Sample:
+def with_lanes(program: Program, lanes: int) -> Program:
+    """The same program, run for so many images side by side, without its budget."""
+    header = list(struct.unpack_from("<16I", program.data))
+    inside_bytes = program.inside_bytes + (lanes - header[12]) * -(-header[3] // 64) * 64
+    header[11:13] = 0, lanes
+    data = struct.pack("<16I", *header) + program.data[64:]
+    return dataclasses.replace(program, data=data, inside_bytes=inside_bytes, lanes=lanes)
+
+
+def make_sample(
+    seed: int = 0, *, budget_bytes: int | None = None, inside: bool = True, lanes: int | None = None
+) -> Sample:
     """x → int8 → `stem` (outside) → `hidden` → mean → `head` (inside)."""
     graph = make_graph(seed)
     outer = Stage(ops=graph.ops[:2], inputs=("x",), outputs=("stem",))
     inner = Stage(ops=graph.ops[2:], inputs=("stem",), outputs=("scores",))
     if inside:
         program = build_inside(graph, [inner], budget_bytes=budget_bytes, slicing="auto")
+        if lanes is not None:
+            program, budget_bytes = with_lanes(program, lanes), None
         outside = build_outside(graph, [outer])
     else:
         program, outside = None, build_outside(graph, [outer, inner])
@@ -94,6 +107,7 @@ def make_manifest(graph, steps, program, parts, budget_bytes=None) -> Manifest:
             bits=8,
             budget_bytes=budget_bytes,
             inside_bytes=program.inside_bytes if program else 0,
+            lanes=program.lanes if program else 1,
             smallest_budget_bytes=0,
             seed=0,
             layers=tuple(plan_layer(layer, slices) for layer in graph.layers()),

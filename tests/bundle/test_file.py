@@ -255,6 +255,8 @@ LIES = {
     "no slices": (("slices",), [], "sealed slices"),
     "bad slice": (("slices", 0, 2), 0, "impossible range"),
     "plan says outside": (("plan", "layers", 1, "inside"), False, "leaves `hidden` outside"),
+    "no lane": (("plan", "lanes"), 0, "1 to 64 lanes"),
+    "too many lanes": (("plan", "lanes"), 65, "1 to 64 lanes"),
     "other bytes in a slice": (("slices", 0, 3), 32, "expected sealed slices of"),
     "unknown field": (("more",), 1, "schema"),
     "wrong type": (("model",), 1, "schema"),

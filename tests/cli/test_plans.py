@@ -15,10 +15,10 @@ def layer(name, reason, *, inside):
     )
 
 
-def make_plan(layers, budget_bytes=65536):
+def make_plan(layers, budget_bytes=65536, lanes=1):
     return Plan(
         inside="x", slicing="auto", bits=8, budget_bytes=budget_bytes, inside_bytes=4096, smallest_budget_bytes=2048,
-        seed=0, layers=tuple(layers),
+        seed=0, lanes=lanes, layers=tuple(layers),
     )  # fmt: skip
 
 
@@ -44,6 +44,11 @@ def test_budget_in_words():
     one = [layer("fc", "", inside=True)]
     assert plans.budget_text(make_plan(one)) == "4 KiB of 64 KiB (it could run in 2 KiB)"
     assert plans.budget_text(make_plan(one, None)) == "4 KiB without a limit (it could run in 2 KiB)"
+
+
+def test_lanes_in_words():
+    assert plans.lanes_text(make_plan([])) == "one image"
+    assert plans.lanes_text(make_plan([], lanes=4)).startswith("4 images: ")
 
 
 def test_crossings_of_a_bundle(bundle, plain_bundle):

@@ -63,7 +63,7 @@ def up(n: int, step: int = 64) -> int:
 
 
 def inside_bytes(header: list[int]) -> int:
-    return 4096 + up(header[2]) + up(header[3]) + up(header[9]) + up(header[10])
+    return 4096 + up(header[2]) + header[12] * up(header[3]) + up(header[9]) + up(header[10])
 
 
 # --- Every word of a small program -------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_every_word_of_a_small_program_is_as_specified():
     assert got.stages == [(0, 36, [0], [3])]
     total = 64 + 24 * 4 + 20 * 2 + 4 * 36 + 4 * 6
     magic = struct.unpack("<I", b"CLPR")[0]
-    assert got.header == [magic, 1, total, 32 + 16 + 80, 4, 2, 36, 1, 6, 128, 0, 0, 0, 0, 0, 0]
+    assert got.header == [magic, 1, total, 32 + 16 + 80, 4, 2, 36, 1, 6, 128, 0, 0, 1, 0, 0, 0]
 
 
 def test_other_operations_have_their_operands_in_order():
@@ -223,7 +223,8 @@ def check_rules(graph, stages, program, *, sealed: bool) -> Decoded:
     assert got.header[0] == int.from_bytes(b"CLPR", "little")
     assert got.header[1] == 1
     assert got.header[2] == len(program.data)
-    assert got.header[12:] == [0] * 4
+    assert got.header[12] == program.lanes
+    assert got.header[13:] == [0] * 3
     assert program.inside_bytes == inside_bytes(got.header)
     assert [len(op) for op in got.ops] == [OP_LENGTHS[op[0]] for op in got.ops]
     check_tensors(got)
@@ -319,7 +320,7 @@ def test_outside_program_follows_the_format_and_streams_whole_layers(staged):
     graph, stages = staged
     program = build_outside(graph, stages)
     got = check_rules(graph, stages, program, sealed=False)
-    assert got.header[9:12] == [0, 0, 0]
+    assert got.header[9:13] == [0, 0, 0, 1]
     assert all(piece[3] == STREAMED for piece in got.slices)
     assert all(len(indices) == 1 for _, indices in operations_with_slices(got, stages))
     check_slices(got, stages, program)
@@ -335,7 +336,7 @@ def test_inside_program_without_a_budget_keeps_every_layer_whole_and_open(staged
     graph, stages = staged
     program = build_inside(graph, stages, budget_bytes=None, slicing="auto")
     got = check_rules(graph, stages, program, sealed=True)
-    assert got.header[10:12] == [0, 0]
+    assert got.header[10:13] == [0, 0, 1]
     assert all(piece.resident for piece in program.slices)
     assert all(len(indices) == 1 for _, indices in operations_with_slices(got, stages))
     check_slices(got, stages, program)

@@ -66,7 +66,7 @@ def test_wide_convolutions_give_the_oracles_bits(graph):
 def as_outside(program):
     """An inside program's (program, constants) with the same slices, but all of them clear and streamed."""
     words = np.frombuffer(program.data, "<u4").copy()
-    words[9:12] = 0
+    words[9:13] = 0, 0, 0, 1
     table = words[16 + 6 * words[4] :][: 5 * words[5]].reshape(-1, 5)
     table[:, 3] = 0xFFFFFFFF
     stored = -(-table[:, 2] // 16) * 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -86,6 +87,50 @@ def test_batch_in_pieces_gives_the_same(n_images, piece_images, bundles):
             assert session.stats.calls == -(-n_images // piece_images)
     assert y.shape == (n_images, N_CLASSES)
     np.testing.assert_array_equal(y, expected(x))
+
+
+@settings(max_examples=25, deadline=None)
+@given(n_images=st.integers(1, 9), lanes=st.integers(1, 10), budget=st.sampled_from([8000, 9000]))
+def test_lanes_give_the_same_and_open_streamed_slices_once_for_a_group(n_images, lanes, budget, lanes_bundle):
+    x = images(n_images)
+    with load(lanes_bundle(lanes, budget)) as session:
+        streamed = [piece.n_bytes for piece in session.bundle.manifest.slices if not piece.resident]
+        resident = [piece.n_bytes for piece in session.bundle.manifest.slices if piece.resident]
+        np.testing.assert_array_equal(session.run(x), expected(x))
+        stats = session.stats
+        assert stats.inside_peak_bytes <= stats.inside_bytes == session.bundle.manifest.plan.inside_bytes
+        groups = -(-n_images // lanes)
+        assert len(streamed) > 1
+        assert stats.slices_opened == len(resident) + groups * len(streamed)
+        assert stats.slice_bytes_opened == sum(resident) + groups * sum(streamed)
+
+
+@pytest.fixture(scope="module")
+def lanes_bundle(tmp_path_factory):
+    """Gives the bundle for a number of lanes and a budget."""
+    folder = tmp_path_factory.mktemp("lanes")
+
+    @functools.cache
+    def make(lanes, budget):
+        sample = make_sample(budget_bytes=budget, lanes=lanes)
+        return sample.write(folder / f"{lanes}-{budget}.cloister", recipients(["local"]))
+
+    return make
+
+
+@pytest.mark.parametrize("window_bytes", [1, 600, None])
+def test_windows_in_the_middle_of_a_group_give_the_same(window_bytes, lanes_bundle):
+    x = images(7)
+    with load(lanes_bundle(3, 8000), window_bytes=window_bytes) as session:
+        np.testing.assert_array_equal(session.run(x), expected(x))
+
+
+@pytest.mark.parametrize(("piece_images", "calls"), [(1, 10), (2, 5), (3, 4), (4, 4), (5, 4), (6, 2), (11, 2)])
+def test_pieces_are_whole_groups(piece_images, calls, lanes_bundle, monkeypatch):
+    monkeypatch.setattr(session_module, "_PIECE_BYTES", piece_images * (4 * 108 + 288))
+    with load(lanes_bundle(3, 8000)) as session:
+        np.testing.assert_array_equal(session.run(images(10)), expected(images(10)))
+        assert session.stats.calls == calls
 
 
 def test_image_larger_than_a_piece_travels_alone(bundles, monkeypatch):

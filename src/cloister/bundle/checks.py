@@ -10,6 +10,7 @@ from cloister.errors import BundleError
 
 __all__ = ["check_manifest"]
 
+_MAX_LANES = 64
 #: Programs count in 32-bit words, so no tensor of one image is longer.
 _MAX_TENSOR_BYTES = 2**32 - 1
 
@@ -91,6 +92,8 @@ def _check_slices(manifest: Manifest) -> Iterator[str]:
     for index, piece in enumerate(manifest.slices):
         if piece.first_unit < 0 or piece.n_units < 1 or piece.n_bytes < 1:
             yield f"slice {index} of `{piece.layer}` has an impossible range or size: {piece}"
+    if not 1 <= manifest.plan.lanes <= _MAX_LANES:
+        yield f"expected 1 to {_MAX_LANES} lanes, but got {manifest.plan.lanes}"
     inside = {layer for step in manifest.steps if step.world == "inside" for layer in step.layers}
     for planned in manifest.plan.layers:
         if planned.name in inside and not planned.inside:

@@ -80,9 +80,10 @@ def _show(document: InspectDocument, path: Path) -> None:
         ("sealed", f"program {format_bytes(sizes.sealed_program)}, {_slices(n_slices, n_resident, sizes)}"),
         ("in the clear", format_bytes(sizes.outside)),
         ("inside memory", plans.budget_text(plan)),
+        ("side by side", plans.lanes_text(plan)),
         ("opens in", ", ".join(document.recipients) or "any device: nothing is sealed"),
     ]
-    ui.fields(str(path), rows if n_slices else [row for row in rows if row[0] != "sealed"])
+    ui.fields(str(path), rows if n_slices else [row for row in rows if row[0] not in ("sealed", "side by side")])
     plans.show_plan("Plan", plan)
     shapes = {tensor.name: plans.show_shape(tensor.shape) for tensor in document.tensors}
     steps = [

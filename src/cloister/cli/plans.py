@@ -9,7 +9,15 @@ from cloister.cli import ui
 from cloister.planning.plan import LayerPlan, Plan
 from cloister.units import format_bytes
 
-__all__ = ["budget_text", "describe_crossing", "name_layers", "show_crossings", "show_plan", "show_shape"]
+__all__ = [
+    "budget_text",
+    "describe_crossing",
+    "lanes_text",
+    "name_layers",
+    "show_crossings",
+    "show_plan",
+    "show_shape",
+]
 
 #: More layers than this are named by the first and the last.
 _MANY = 3
@@ -64,6 +72,11 @@ def budget_text(plan: Plan) -> str:
         return "none: nothing is inside"
     limit = f"of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else "without a limit"
     return f"{format_bytes(plan.inside_bytes)} {limit} (it could run in {format_bytes(plan.smallest_budget_bytes)})"
+
+
+def lanes_text(plan: Plan) -> str:
+    """How many images share an opening: `4 images: what streams is opened once for them`."""
+    return "one image" if plan.lanes == 1 else f"{plan.lanes} images: what streams is opened once for them"
 
 
 def show_crossings(crossings: Sequence[Crossing]) -> None:

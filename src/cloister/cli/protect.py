@@ -181,6 +181,7 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
     plans.show_plan(f"Plan for {manifest.model}, {'int8' if plan.bits == 8 else 'float32'}", plan)
     plans.show_crossings(crossing)
     rows = [("bundle", f"{protected.path}, {format_bytes(n_bytes)}"), ("inside memory", plans.budget_text(plan))]
-    ui.fields("", [*rows, ("opens in", ", ".join(devices))] if crossing else rows)
+    inside = [("side by side", plans.lanes_text(plan)), ("opens in", ", ".join(devices))]
+    ui.fields("", [*rows, *inside] if crossing else rows)
     source = ["--data", data] if data else ["--input", "images.npy", "-o", "outputs.npy"]
     ui.next_steps("Next", [["cloister", "run", str(protected.path), *source]])

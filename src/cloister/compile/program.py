@@ -95,11 +95,13 @@ class Program:
         data: the program in the binary format.
         slices: its slices in index order.
         inside_bytes: inside memory that it needs, as the format defines it.
+        lanes: images that run side by side.
     """
 
     data: bytes
     slices: tuple[SliceInfo, ...]
     inside_bytes: int
+    lanes: int
 
 
 def build_inside(
@@ -235,12 +237,14 @@ def _emit(lowered: _Lowered, choice: Choice, *, budget_bytes: int, sealed: bool)
         resident_bytes,
         choice.slot_bytes,
         min(budget_bytes, _MAX_WORD),
-        *(0, 0, 0, 0),
+        choice.lanes,
+        *(0, 0, 0),
     ]
     return Program(
         data=_pack(itertools.chain(header, *sections)),
         slices=_make_slices(pieces, choice),
-        inside_bytes=lowered.footprint.inside_bytes(len(pieces), resident_bytes, choice.slot_bytes),
+        inside_bytes=lowered.footprint.inside_bytes(len(pieces), resident_bytes, choice.slot_bytes, choice.lanes),
+        lanes=choice.lanes,
     )
 
 

@@ -19,6 +19,7 @@ from cloister.errors import PlanError, UnsupportedModel
 from cloister.units import format_bytes
 
 __all__ = [
+    "MAX_LANES",
     "Block",
     "Choice",
     "Footprint",
@@ -33,6 +34,8 @@ __all__ = [
 
 _SLICE_BYTES = 20
 _SESSION_BYTES = 4096
+#: Images that run side by side at most: each one more would save less than a sixteenth of the openings.
+MAX_LANES = 16
 #: Limits that keep an int32 accumulator from overflowing.
 _MAX_TAPS = 65536
 _MAX_BIAS = 2**30 - 1
@@ -186,10 +189,10 @@ class Footprint:
     arena_bytes: int
     blocks: tuple[Block, ...]
 
-    def inside_bytes(self, n_slices: int, resident_bytes: int, slot_bytes: int) -> int:
+    def inside_bytes(self, n_slices: int, resident_bytes: int, slot_bytes: int, lanes: int = 1) -> int:
         """Inside memory of the program with this slicing, as the format defines it."""
         program_bytes = self.unsliced_bytes + _SLICE_BYTES * n_slices
-        return _SESSION_BYTES + sum(map(up, (program_bytes, self.arena_bytes, resident_bytes, slot_bytes)))
+        return _SESSION_BYTES + up(program_bytes) + lanes * up(self.arena_bytes) + up(resident_bytes) + up(slot_bytes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,11 +203,13 @@ class Choice:
         cuts: number of slices of each block.
         residents: indices of the slices that stay open.
         slot_bytes: of the buffer that the others stream through.
+        lanes: images that run side by side, so that a streamed slice is opened once for all of them.
     """
 
     cuts: tuple[int, ...]
     residents: frozenset[int]
     slot_bytes: int
+    lanes: int = 1
 
 
 def choose(footprint: Footprint, budget_bytes: int | None, slicing: Literal["auto", "off"]) -> Choice:
@@ -233,7 +238,7 @@ def choose(footprint: Footprint, budget_bytes: int | None, slicing: Literal["aut
 def _need(footprint: Footprint, choice: Choice) -> int:
     sizes = _slice_sizes(footprint, choice.cuts)
     resident_bytes = sum(up(sizes[i]) for i in choice.residents)
-    return footprint.inside_bytes(len(sizes), resident_bytes, choice.slot_bytes)
+    return footprint.inside_bytes(len(sizes), resident_bytes, choice.slot_bytes, choice.lanes)
 
 
 def _streaming_need(footprint: Footprint, cuts: Sequence[int]) -> int:
@@ -277,7 +282,15 @@ def _fill_residents(footprint: Footprint, cuts: tuple[int, ...], budget_bytes: i
         if room < 0:
             break
         residents.add(index)
-    return Choice(cuts=cuts, residents=frozenset(residents), slot_bytes=slot_bytes)
+    choice = Choice(cuts=cuts, residents=frozenset(residents), slot_bytes=slot_bytes)
+    return _fill_lanes(footprint, choice, budget_bytes)
+
+
+def _fill_lanes(footprint: Footprint, choice: Choice, budget_bytes: int) -> Choice:
+    """What is still free goes to lanes."""
+    free = budget_bytes - _need(footprint, choice)
+    n_more = max(0, free) // up(max(1, footprint.arena_bytes))
+    return dataclasses.replace(choice, lanes=min(1 + n_more, MAX_LANES))
 
 
 def split_blocks(blocks: Sequence[Block], cuts: Sequence[int]) -> list[Piece]:

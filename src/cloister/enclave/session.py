@@ -163,11 +163,17 @@ class Session:
         self._tensors = {info.name: Tensor(**msgspec.structs.asdict(info)) for info in manifest.tensors}
         self._counters = [_Counter() for _ in manifest.steps]
         self._images = 0
-        self._piece_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, manifest.steps), default=1))
+        self._piece_images = self._choose_piece()
         self._outside = _open_outside(bundle)
         self._check_outside()
         self._torch = _open_torch(bundle)
         self._inside = self._open_inside(window_bytes)
+
+    def _choose_piece(self) -> int:
+        """Images that travel together: whole groups of lanes if it is more than one, since a group opens its slices."""
+        n_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, self.bundle.manifest.steps), default=1))
+        lanes = self.bundle.manifest.plan.lanes
+        return n_images - n_images % lanes if n_images > lanes else n_images
 
     def _open_inside(self, window_bytes: int | None) -> _Inside | None:
         inside = [self._step_bytes(step) for step in self.bundle.manifest.steps if step.world == "inside"]

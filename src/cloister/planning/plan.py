@@ -42,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         bits: 8 or 32.
         budget_bytes: inside memory that may be used, or None for no limit.
         inside_bytes: inside memory that is needed (0 if nothing is inside).
+        lanes: images that run side by side inside, each with activations of its own: a slice that streams is opened
+            once for all of them; 1 if nothing is inside.
         smallest_budget_bytes: the least budget that this choice of layers could run in.
         seed: of the calibration sample.
         layers: one entry for each layer, in the order of first use.
@@ -52,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     bits: Literal[8, 32]
     budget_bytes: int | None
     inside_bytes: int
+    lanes: int
     smallest_budget_bytes: int
     seed: int
     layers: tuple[LayerPlan, ...]
