@@ -6,6 +6,7 @@ __all__ = [
     "BundleError",
     "CloisterError",
     "DataError",
+    "EnclaveBusy",
     "EnclaveCrashed",
     "EnclaveError",
     "EnclaveOutOfMemory",
@@ -95,6 +96,10 @@ class EnclaveError(CloisterError):
 
 class EnclaveUnavailable(EnclaveError):
     """The enclave cannot be started."""
+
+
+class EnclaveBusy(EnclaveError):
+    """The enclave serves as many clients as it can."""
 
 
 class EnclaveCrashed(EnclaveError):

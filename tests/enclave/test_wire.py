@@ -13,6 +13,8 @@ from cloister.enclave.wire import Command, Kind, Parameter, Region
 from cloister.errors import (
     BundleError,
     CloisterError,
+    EnclaveBusy,
+    EnclaveCrashed,
     EnclaveOutOfMemory,
     NotForThisDevice,
     ProtocolError,
@@ -74,6 +76,9 @@ def test_foreign_frame_is_no_response(frame):
 
 
 RESULTS = {
+    0xFFFF0004: ProtocolError,
+    0xFFFF000D: EnclaveBusy,
+    0xFFFF3024: EnclaveCrashed,
     0xFFFF0001: NotForThisDevice,
     0xFFFF3071: BundleError,
     0xFFFF0005: BundleError,

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloister.enclave.connect import ENCLAVES, enclave_info
 from cloister.errors import UserError
 
 __all__ = ["PUBLIC_KEY_BYTES", "check_devices", "fingerprint", "format_public_key", "parse_public_key", "recipients"]
@@ -18,8 +19,6 @@ __all__ = ["PUBLIC_KEY_BYTES", "check_devices", "fingerprint", "format_public_ke
 PUBLIC_KEY_BYTES = 32
 _KIND = "cloister-x25519"
 _MAX_FILE_BYTES = 4096
-#: Enclaves that are known, but have none of their own in this release.
-_NOT_YET = ("emulator", "optee")
 
 
 def fingerprint(public_key: bytes) -> str:
@@ -76,46 +75,41 @@ def recipients(names: Sequence[str]) -> list[bytes]:
     """The public keys of the devices that a bundle is made for.
 
     Args:
-        names: for each device `local` (the local enclave of this user), or the path of a `.pub` file.
+        names: for each device an enclave's name (`local`: this user's local enclave), or the path of a `.pub` file.
 
     Returns:
         One 32-byte key for each device, in the order given, each once.
 
     Raises:
         UserError: a name is neither, or a file is not a public key.
-        EnclaveError: the local enclave does not answer.
+        EnclaveError: the enclave does not answer.
     """
     return list(dict.fromkeys(_recipient(name) for name in names))
 
 
 def check_devices(names: Sequence[str]) -> None:
-    """Refuse what `recipients` would refuse, without starting an enclave.
+    """Refuse what `recipients` would refuse, without starting a local enclave.
 
     Args:
         names: see `recipients`.
 
     Raises:
-        UserError: a name is neither `local` nor a file with a public key.
+        UserError: a name is neither an enclave nor a file with a public key.
+        EnclaveError: an enclave is not there.
     """
     for name in names:
         if name != "local":
-            _read_key(name)
+            _recipient(name)
 
 
 def _recipient(name: str) -> bytes:
-    if name != "local":
-        return _read_key(name)
-    from cloister.enclave.local import local_info  # an enclave is only started if one is asked for
-
-    return local_info().public_key
+    return enclave_info(name).public_key if name in ENCLAVES else _read_key(name)
 
 
 def _read_key(name: str) -> bytes:
-    known = "this release knows `local` and files with a public key (`.pub`)"
-    if name in _NOT_YET:
-        raise UserError(f"`{name}` is not available in this release", known)
     path = Path(name)
     if not path.exists():
+        known = f"known are {', '.join(ENCLAVES)}, and files with a public key (`.pub`)"
         raise UserError(f"there is no device or key file `{name}`", known)
     return parse_public_key(_read_text(path), str(path))
 

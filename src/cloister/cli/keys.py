@@ -62,9 +62,9 @@ def export(file: Path, enclave: str, force: bool, format: str) -> None:
 
 def _document(enclave: str) -> KeyDocument:
     from cloister.bundle.keys import fingerprint
-    from cloister.enclave.local import local_info
+    from cloister.enclave.connect import enclave_info
 
-    key = local_info().public_key
+    key = enclave_info(enclave).public_key
     return KeyDocument(enclave=enclave, fingerprint=fingerprint(key), public_key=key.hex())
 
 

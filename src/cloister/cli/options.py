@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cloister.enclave.connect import ENCLAVES
 from cloister.errors import UserError
 from cloister.units import parse_bytes
 
@@ -79,13 +80,11 @@ def enclave(command: _F) -> _F:
         show_default=True,
         metavar="NAME",
         callback=_known_enclave,
-        help="Where the inside runs: `local`, a process on this machine, isolated from others but not by hardware.",
+        help="Where the inside runs: " + "; ".join(f"`{name}`, {what}" for name, what in ENCLAVES.items()) + ".",
     )(command)
 
 
 def _known_enclave(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value in ("emulator", "optee"):
-        raise click.BadParameter(f"`{value}` is not available in this release: it has `local` only", ctx, param)
-    if value != "local":
-        raise click.BadParameter(f"expected `local`, but got `{value}`", ctx, param)
+    if value not in ENCLAVES:
+        raise click.BadParameter(f"expected one of {', '.join(ENCLAVES)}, but got `{value}`", ctx, param)
     return value

@@ -23,7 +23,17 @@ from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.wire import Command, EnclaveInfo, Parameter
 from cloister.errors import EnclaveCrashed, EnclaveError, EnclaveUnavailable, ProtocolError, UserError
 
-__all__ = ["MIN_HEAP_BYTES", "LocalEnclave", "binary_path", "local_info", "state_folder", "state_root"]
+__all__ = [
+    "MIN_HEAP_BYTES",
+    "LocalEnclave",
+    "binary_path",
+    "end_process",
+    "last_words",
+    "local_info",
+    "memory_file",
+    "state_folder",
+    "state_root",
+]
 
 #: The smallest heap that an enclave starts with.
 MIN_HEAP_BYTES = 1 << 13
@@ -63,17 +73,24 @@ def state_root() -> Path:
     return Path.home() / ".local" / "state" / "cloister"
 
 
-def binary_path() -> Path:
-    """The enclave's executable.
+#: What each executable needs to be built with the package.
+_BUILT_WITH = {
+    "cloister-enclave": "a C compiler and OpenSSL's headers",
+    "cloister-host": "a C compiler and libteec with its headers (optee-client-dev)",
+}
+
+
+def binary_path(name: str = "cloister-enclave") -> Path:
+    """An executable of the package: `cloister-enclave` or `cloister-host`.
 
     Raises:
         EnclaveUnavailable: the package was built without it.
     """
-    path = Path(str(importlib.resources.files("cloister") / "_bin" / "cloister-enclave"))
+    path = Path(str(importlib.resources.files("cloister") / "_bin" / name))
     if not os.access(path, os.X_OK):
         raise EnclaveUnavailable(
-            f"the local enclave is missing: expected an executable at {path}",
-            "reinstall cloister where there are a C compiler and OpenSSL's headers",
+            f"{name} is missing: expected an executable at {path}",
+            f"reinstall cloister where there are {_BUILT_WITH[name]}",
         )
     return path
 
@@ -107,10 +124,10 @@ class LocalEnclave(Enclave):
         """
         total_bytes = CONTROL_BYTES + payload_bytes
         with contextlib.ExitStack() as undo:
-            self._errors = undo.enter_context(_memory_file("cloister-stderr", 0))
+            self._errors = undo.enter_context(memory_file("cloister-stderr", 0))
             self._socket, theirs = socket.socketpair()
             undo.enter_context(self._socket)
-            with _memory_file("cloister-payload", total_bytes) as memory, theirs:
+            with memory_file("cloister-payload", total_bytes) as memory, theirs:
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SIZE_SEALS)
                 self._payload = mmap.mmap(memory.fileno(), total_bytes)
                 files = {"--socket": theirs.fileno(), "--payload": memory.fileno(), "--store": store.fileno()}
@@ -169,7 +186,7 @@ class LocalEnclave(Enclave):
 
     def _crashed(self, command: Command) -> EnclaveCrashed:
         """The error for an enclave that is gone, with what is known of its end."""
-        said, hint = _last_words(self._errors)
+        said, hint = last_words(self._errors)
         self.close()
         how = _describe_exit(self._process.returncode)
         message = f"the enclave {how} during `{command.name.lower()}`" + (f": {said}" if said else "")
@@ -182,7 +199,8 @@ class LocalEnclave(Enclave):
             self._payload.close()
 
 
-def _memory_file(name: str, n_bytes: int) -> BinaryIO:
+def memory_file(name: str, n_bytes: int) -> BinaryIO:
+    """An anonymous file of a size, kept in memory."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, n_bytes)
     return os.fdopen(descriptor, "w+b", buffering=0)
@@ -205,18 +223,22 @@ def _start(files: dict[str, int], heap_bytes: int, errors: BinaryIO) -> subproce
 
 
 def _end(process: subprocess.Popen[bytes], connection: socket.socket, errors: BinaryIO) -> None:
-    """The end of the stream ends the enclave; one that does not listen is killed."""
     connection.close()
+    end_process(process)
+    errors.close()
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process whose stream is closed: that ends it; one that does not listen is killed."""
     try:
         process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    errors.close()
 
 
-def _last_words(errors: BinaryIO) -> tuple[str, str]:
-    """What the enclave wrote to its standard error: the last lines in one line, and its hint, empty if it has none."""
+def last_words(errors: BinaryIO) -> tuple[str, str]:
+    """What a process wrote to its standard error: the last lines in one line, and its hint, empty if it has none."""
     size = os.fstat(errors.fileno()).st_size
     tail = os.pread(errors.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
     lines = tail.decode("utf-8", "replace").splitlines()

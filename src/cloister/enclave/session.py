@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +21,18 @@ from cloister.bundle.manifest import Step
 from cloister.compile.ir import Tensor
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES
-from cloister.enclave.local import MIN_HEAP_BYTES, LocalEnclave
+from cloister.enclave.connect import check_enclave, connect
+from cloister.enclave.local import MIN_HEAP_BYTES
 from cloister.enclave.wire import EnclaveInfo, EnclaveStats, Kind, Loaded, Parameter, Region
 from cloister.errors import (
     BundleError,
     EnclaveError,
+    EnclaveOutOfMemory,
     InputError,
     NotForThisDevice,
     ProtocolError,
-    UserError,
 )
+from cloister.units import format_bytes
 
 if TYPE_CHECKING:
     from cloister.enclave.core import OutsideProgram
@@ -43,6 +46,8 @@ _Rows = npt.NDArray[np.uint8]
 #: Images travel together until this much memory is shared; a larger image travels alone.
 _PIECE_BYTES = 4 << 20
 _ALIGNMENT = 64
+#: What is shared with a trusted application is counted in these.
+_PAGE_BYTES = 4096
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +109,7 @@ def load(path: Path | str, enclave: str = "local", *, window_bytes: int | None =
 
     Args:
         path: the `.cloister` file.
-        enclave: `local`, a process on this machine.
+        enclave: `local`, a process on this machine; `optee`: OP-TEE on this board.
         window_bytes: at most this many bytes of sealed slices are shown to the enclave at a time, but at least one
             slice; None for all of them.
 
@@ -120,11 +125,10 @@ def load(path: Path | str, enclave: str = "local", *, window_bytes: int | None =
         >>> with load("model.cloister") as session:  # doctest: +SKIP
         ...     scores = session.run(images)
     """
-    if enclave != "local":
-        raise UserError(f"there is no enclave `{enclave}`", "this release knows `local`")
+    check_enclave(enclave)
     bundle = read_bundle(path)
     try:
-        return Session(bundle, window_bytes=window_bytes)
+        return Session(bundle, enclave=enclave, window_bytes=window_bytes)
     except BaseException:
         bundle.close()
         raise
@@ -148,11 +152,12 @@ class Session:
         info: what the enclave says of itself, or None if nothing is inside.
     """
 
-    def __init__(self, bundle: Bundle, *, window_bytes: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, enclave: str = "local", window_bytes: int | None = None) -> None:
         """Load a bundle; from here on the session closes it.
 
         Args:
             bundle: an open bundle.
+            enclave: see `load`.
             window_bytes: see `load`.
 
         Raises:
@@ -163,24 +168,25 @@ class Session:
         self._tensors = {info.name: Tensor(**msgspec.structs.asdict(info)) for info in manifest.tensors}
         self._counters = [_Counter() for _ in manifest.steps]
         self._images = 0
-        self._piece_images = self._choose_piece()
+        self._piece_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, manifest.steps), default=1))
         self._outside = _open_outside(bundle)
         self._check_outside()
         self._torch = _open_torch(bundle)
-        self._inside = self._open_inside(window_bytes)
+        self._inside = self._open_inside(enclave, window_bytes)
+        if self._inside:
+            self._piece_images = self._whole_groups(min(self._piece_images, self._inside.most_images))
 
-    def _choose_piece(self) -> int:
-        """Images that travel together: whole groups of lanes if it is more than one, since a group opens its slices."""
-        n_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, self.bundle.manifest.steps), default=1))
+    def _whole_groups(self, n_images: int) -> int:
+        """Whole groups of lanes if it is more than one, since a group opens its slices."""
         lanes = self.bundle.manifest.plan.lanes
         return n_images - n_images % lanes if n_images > lanes else n_images
 
-    def _open_inside(self, window_bytes: int | None) -> _Inside | None:
+    def _open_inside(self, enclave: str, window_bytes: int | None) -> _Inside | None:
         inside = [self._step_bytes(step) for step in self.bundle.manifest.steps if step.world == "inside"]
         if not inside:
             return None
         payload_bytes = self._piece_images * max(inside) + 2 * _ALIGNMENT
-        return _Inside(self.bundle, payload_bytes, window_bytes)
+        return _Inside(self.bundle, enclave, payload_bytes, max(inside), window_bytes)
 
     def _check_outside(self) -> None:
         """Manifest and outside program agree on what goes in and out of each stage."""
@@ -311,9 +317,17 @@ class Session:
 
 
 class _Inside:
-    """A bundle's inside program, loaded into an enclave."""
+    """A bundle's inside program, loaded into an enclave.
 
-    def __init__(self, bundle: Bundle, payload_bytes: int, window_bytes: int | None) -> None:
+    Attributes:
+        enclave: the session with it.
+        loaded: what the enclave says of the program.
+        most_images: how many images may travel together.
+    """
+
+    def __init__(
+        self, bundle: Bundle, enclave: str, payload_bytes: int, step_bytes: int, window_bytes: int | None
+    ) -> None:
         self._bundle = bundle
         self._windows = _Windows(bundle, window_bytes)
         self.calls = self.bytes_in = self.bytes_out = 0
@@ -321,8 +335,16 @@ class _Inside:
         plan = bundle.manifest.plan
         heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
         heap_bytes = max(heap_bytes, MIN_HEAP_BYTES)  # the program's own budget still holds inside
-        self.enclave = LocalEnclave(bundle.file, payload_bytes=payload_bytes, heap_bytes=heap_bytes)
+        start = bundle.sealed_program.offset
+        self.enclave = connect(
+            enclave,
+            bundle.file,
+            store_range=(start, bundle.slices.offset + bundle.slices.n_bytes - start),
+            payload_bytes=payload_bytes,
+            heap_bytes=heap_bytes,
+        )
         try:
+            self.most_images = self._most_images(step_bytes)
             self.loaded = self._load()
         except BaseException:
             self.enclave.close()
@@ -348,6 +370,21 @@ class _Inside:
             )
         return loaded
 
+    def _most_images(self, step_bytes: int) -> int:
+        """How many images may travel together beside the largest slice; `step_bytes` is the payload of one."""
+        if self.enclave.shared_bytes is None:
+            return sys.maxsize
+        largest_bytes = self._windows.largest_bytes
+        # The run block has a page of its own; images and results waste less than one each.
+        most = (self.enclave.shared_bytes - 3 * _PAGE_BYTES - _pages(largest_bytes)) // step_bytes
+        if most < 1:
+            raise EnclaveOutOfMemory(
+                f"{self._bundle.path}: one call may take {format_bytes(self.enclave.shared_bytes)} along, "
+                f"but the largest slice has {format_bytes(largest_bytes)} and an image {format_bytes(step_bytes)}",
+                "protect the model for this --board: it cuts layers into smaller slices",
+            )
+        return most
+
     def run(self, stage: int, payload: _Rows, out_bytes: int) -> _Rows:
         """Run a stage on (N, in_bytes); gives (N, out_bytes)."""
         n_images = len(payload)
@@ -365,7 +402,7 @@ class _Inside:
         """The enclave alone says which slices it needs; each answer that is not an error gets it further."""
         first, resume, before = 0, False, (-1, -1)
         while True:
-            count, window = self._windows.at(first)
+            count, window = self._windows.at(first, self._room_bytes(images, results))
             block = wire.pack_run(stage, n_images, first, count, resume=resume)
             state = self.enclave.run(block, images, results, window)
             self.calls += 1
@@ -375,6 +412,12 @@ class _Inside:
             if state.needed_slice >= self.loaded.n_slices or here == before or state.images_done > n_images:
                 raise ProtocolError(f"the enclave asks for slice {state.needed_slice} and does not get any further")
             first, resume, before = state.needed_slice, True, here
+
+    def _room_bytes(self, images: Parameter, results: Parameter) -> int:
+        """What a call has left for slices."""
+        if self.enclave.shared_bytes is None:
+            return sys.maxsize
+        return self.enclave.shared_bytes - _PAGE_BYTES - _pages(images.size) - _pages(results.size)
 
     def stats(self) -> EnclaveStats:
         """What the enclave measured; the last known if it does not tell any more."""
@@ -396,14 +439,25 @@ class _Windows:
         self._sizes = sealed_slice_bytes(bundle.manifest)
         self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
 
-    def at(self, first: int) -> tuple[int, Parameter]:
-        """(number of slices, where they lie) of the window that starts at a slice."""
+    @property
+    def largest_bytes(self) -> int:
+        """Sealed bytes of the largest slice."""
+        return max(self._sizes, default=0)
+
+    def at(self, first: int, room_bytes: int) -> tuple[int, Parameter]:
+        """(number of slices, where they lie) of the window that starts at a slice and takes no more than the room."""
         count, size = 0, 0
+        limit_bytes = min(self._limit_bytes, room_bytes // _PAGE_BYTES * _PAGE_BYTES)
         for n_bytes in self._sizes[first:]:
-            if count and size + n_bytes > self._limit_bytes:
+            if count and size + n_bytes > limit_bytes:
                 break
             count, size = count + 1, size + n_bytes
         return count, Parameter(Kind.INPUT, Region.STORE, self._start + sum(self._sizes[:first]), size)
+
+
+def _pages(n_bytes: int) -> int:
+    """Bytes of whole pages."""
+    return -(-n_bytes // _PAGE_BYTES) * _PAGE_BYTES
 
 
 def _align(offset: int) -> int:

@@ -13,6 +13,8 @@ import msgspec
 from cloister.errors import (
     BundleError,
     CloisterError,
+    EnclaveBusy,
+    EnclaveCrashed,
     EnclaveOutOfMemory,
     NotForThisDevice,
     ProtocolError,
@@ -76,6 +78,11 @@ class Command(enum.IntEnum):
     LOAD = 2
     RUN = 3
     STATS = 4
+    #: Answered by `cloister-host`, see "Over a byte stream".
+    STORE = 0x80000001
+    OUTSIDE_LOAD = 0x80000002
+    OUTSIDE_RUN = 0x80000003
+    CLOCK = 0x80000004
 
 
 class Kind(enum.IntEnum):
@@ -166,6 +173,9 @@ _RESULTS: dict[int, tuple[type[CloisterError], str, str | None]] = {
         "the inside needs more memory than the enclave or its own budget allows",
         "protect the model with a smaller --budget",
     ),
+    0xFFFF000D: (EnclaveBusy, "it is busy with other clients", "try again when one of them is done"),
+    0xFFFF3024: (EnclaveCrashed, "the trusted application has ended", "load the bundle again"),
+    0xFFFF0004: (ProtocolError, "the parameters exceed the shared memory", "protect the model for this --board"),
     0xFFFF0006: (ProtocolError, "a parameter has the wrong kind, size or value", None),
     0xFFFF0007: (ProtocolError, "nothing is loaded, or nothing is to be resumed", None),
     0xFFFF0009: (ProtocolError, "no such command", None),

@@ -1,0 +1,72 @@
+"""The enclaves that there are, by name."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+from cloister.enclave.client import Enclave
+from cloister.enclave.wire import EnclaveInfo
+from cloister.errors import UserError
+
+__all__ = ["ENCLAVES", "check_enclave", "connect", "enclave_info"]
+
+#: Names, and what they stand for.
+ENCLAVES = {
+    "local": "a process on this machine, isolated from others but not by hardware",
+    "optee": "OP-TEE on this board",
+}
+
+
+def check_enclave(name: str) -> None:
+    """Refuse a name that stands for no enclave.
+
+    Raises:
+        UserError: it does.
+    """
+    if name not in ENCLAVES:
+        raise UserError(f"there is no enclave `{name}`", f"known are {', '.join(ENCLAVES)}")
+
+
+def connect(
+    name: str, store: BinaryIO, *, store_range: tuple[int, int], payload_bytes: int, heap_bytes: int
+) -> Enclave:
+    """Open a session with an enclave.
+
+    Args:
+        name: one of `ENCLAVES`.
+        store: an open file, the bundle.
+        store_range: (offset, bytes) of what the enclave may need of it.
+        payload_bytes: memory for images and results.
+        heap_bytes: the most memory that a local enclave may allocate; the others have what their board gives.
+
+    Raises:
+        UserError: there is no such enclave.
+        EnclaveError: it cannot be reached, or does not answer.
+    """
+    check_enclave(name)
+    if name == "local":
+        from cloister.enclave.local import LocalEnclave
+
+        return LocalEnclave(store, payload_bytes=payload_bytes, heap_bytes=heap_bytes)
+    from cloister.enclave.optee import open_link
+    from cloister.enclave.stream import StreamEnclave
+
+    return StreamEnclave(open_link(), store, store_range=store_range, payload_bytes=payload_bytes)
+
+
+def enclave_info(name: str) -> EnclaveInfo:
+    """Ask an enclave who it is.
+
+    Raises:
+        UserError, EnclaveError: see `connect`.
+    """
+    if name == "local":
+        from cloister.enclave.local import local_info
+
+        return local_info()
+    with (
+        open(os.devnull, "rb") as nothing,
+        connect(name, nothing, store_range=(0, 0), payload_bytes=0, heap_bytes=0) as enclave,
+    ):
+        return enclave.info
