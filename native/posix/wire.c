@@ -7,19 +7,7 @@
 #include <unistd.h>
 
 #include "bytes.h"
-
-#define REQUEST_BYTES 112u
-#define RESPONSE_BYTES 48u
-#define PARAM_BYTES 24u
-#define N_PARAMS 4u
-
-enum { KIND_NONE, KIND_INPUT, KIND_OUTPUT, KIND_BOTH };
-enum { REGION_NONE, REGION_PAYLOAD, REGION_STORE };
-
-static uint64_t load_u64(const uint8_t *at)
-{
-    return cl_load_u32(at) | (uint64_t)cl_load_u32(at + 4) << 32;
-}
+#include "frame.h"
 
 /* ---- Frames ------------------------------------------------------------ */
 
@@ -56,93 +44,77 @@ static bool write_whole(int fd, const uint8_t *from, size_t n_bytes)
     return true;
 }
 
-static bool is_request(const uint8_t *request)
-{
-    return memcmp(request, "CLRQ", 4) == 0 && cl_load_u32(request + 12) == 0;
-}
-
 /* ---- Parameters -------------------------------------------------------- */
 
-/* Returns: the region that a parameter of this kind may lie in, or null. */
-static const cl_region *region_of(const cl_wire *wire, uint32_t kind,
-                                  uint32_t region)
+static bool set_param(const cl_wire *wire, const cl_frame_param *from,
+                      TEE_Param *param)
 {
-    if (region == REGION_PAYLOAD) {
-        return &wire->payload;
+    const cl_region *region =
+        from->region == CL_REGION_STORE ? &wire->store : &wire->payload;
+    if (!cl_frame_param_holds(from)) {
+        return false;
     }
-    return region == REGION_STORE && kind == KIND_INPUT ? &wire->store : NULL;
+    if (from->kind == CL_KIND_NONE) {
+        return true;
+    }
+    if (!cl_inside(from->offset, from->n_bytes, region->n_bytes)) {
+        return false;
+    }
+    param->memref.buffer = region->start; /* null for an empty file */
+    if (from->offset != 0) {
+        param->memref.buffer = region->start + from->offset;
+    }
+    param->memref.size = (size_t)from->n_bytes;
+    return true;
 }
 
-static bool read_param(const cl_wire *wire, const uint8_t *from,
-                       TEE_Param *param, uint32_t *type)
+static TEE_Result invoke(const cl_wire *wire, const cl_frame *frame,
+                         TEE_Param *params)
 {
-    static const uint8_t types[] = {
+    static const uint32_t types[] = {
         TEE_PARAM_TYPE_NONE,
         TEE_PARAM_TYPE_MEMREF_INPUT,
         TEE_PARAM_TYPE_MEMREF_OUTPUT,
         TEE_PARAM_TYPE_MEMREF_INOUT,
     };
-    uint32_t kind = cl_load_u32(from);
-    uint32_t region_id = cl_load_u32(from + 4);
-    uint64_t offset = load_u64(from + 8), size = load_u64(from + 16);
-    if (kind == KIND_NONE) {
-        return region_id == REGION_NONE && offset == 0 && size == 0;
-    }
-    if (kind > KIND_BOTH) {
-        return false;
-    }
-    const cl_region *region = region_of(wire, kind, region_id);
-    if (region == NULL || !cl_inside(offset, size, region->n_bytes)) {
-        return false;
-    }
-    param->memref.buffer = region->start; /* null for an empty file */
-    if (offset != 0) {
-        param->memref.buffer = region->start + offset;
-    }
-    param->memref.size = (size_t)size;
-    *type = types[kind];
-    return true;
-}
-
-static TEE_Result invoke(const cl_wire *wire, const uint8_t *request,
-                         TEE_Param *params)
-{
-    uint32_t types[N_PARAMS] = {0};
-    for (uint32_t i = 0; i < N_PARAMS; i++) {
-        const uint8_t *from = request + 16 + i * PARAM_BYTES;
-        if (!read_param(wire, from, &params[i], &types[i])) {
+    const cl_frame_param *from = frame->params;
+    for (uint32_t i = 0; i < CL_PARAMS; i++) {
+        if (!set_param(wire, &from[i], &params[i])) {
             return TEE_ERROR_BAD_PARAMETERS;
         }
     }
     return TA_InvokeCommandEntryPoint(
-        wire->session, cl_load_u32(request + 8),
-        TEE_PARAM_TYPES(types[0], types[1], types[2], types[3]), params);
+        wire->session, frame->command,
+        TEE_PARAM_TYPES(types[from[0].kind], types[from[1].kind],
+                        types[from[2].kind], types[from[3].kind]),
+        params);
 }
 
 /* ---- Loop -------------------------------------------------------------- */
 
-static bool answer(const cl_wire *wire, const uint8_t *request)
+static bool answer(const cl_wire *wire, const cl_frame *frame)
 {
-    uint8_t response[RESPONSE_BYTES] = {'C', 'L', 'R', 'S'};
-    TEE_Param params[N_PARAMS];
+    uint8_t response[CL_RESPONSE_BYTES];
+    uint64_t used[CL_PARAMS];
+    TEE_Param params[CL_PARAMS];
     memset(params, 0, sizeof params);
-    TEE_Result result = invoke(wire, request, params);
-    cl_store_u32(response + 4, cl_load_u32(request + 4));
-    cl_store_u32(response + 8, result);
-    for (uint32_t i = 0; i < N_PARAMS; i++) {
-        cl_store_u64(response + 16 + 8 * i, params[i].memref.size);
+    TEE_Result result = invoke(wire, frame, params);
+    for (uint32_t i = 0; i < CL_PARAMS; i++) {
+        used[i] = params[i].memref.size;
     }
+    cl_frame_answer(response, frame, result, used);
     return write_whole(wire->socket, response, sizeof response);
 }
 
 cl_wire_end cl_wire_serve(const cl_wire *wire)
 {
-    uint8_t request[REQUEST_BYTES];
+    uint8_t request[CL_REQUEST_BYTES];
+    cl_frame frame;
     while (read_whole(wire->socket, request, sizeof request)) {
-        if (!is_request(request)) {
+        if (!cl_frame_read(&frame, request)) {
             return CL_WIRE_MALFORMED;
         }
-        if (!answer(wire, request)) {
+        if (!answer(wire, &frame)) {
             break;
         }
     }
