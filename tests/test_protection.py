@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import cloister
+from cloister.boards import SUITES
 from cloister.errors import DataError, OutputExists, PlanError, TargetError, UnsupportedModel, UserError
 from cloister.protection import lower_target, protect, protect_lowered
 from cloister.target import Target
@@ -55,6 +56,27 @@ def test_every_split_gives_the_same_bits_as_the_oracle(name, bits, tmp_path):
         np.testing.assert_array_equal(results[0], expected)
     else:
         np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("budget", ["none", "smallest"])
+def test_every_suite_gives_the_same_bits(budget, bits, tmp_path):
+    lowered = make_lowered("residual", bits)
+    x = images(lowered.captured.input_shape, 3).numpy()
+    results = []
+    for suite in SUITES:
+        path = tmp_path / f"{suite}.cloister"
+        plan = protect_lowered(lowered, path, inside="all", suite=suite).manifest.plan
+        if budget == "smallest":
+            smallest = plan.smallest_budget_bytes
+            protect_lowered(lowered, path, inside="all", suite=suite, budget_bytes=smallest, force=True)
+        result, stats = run(path, x)
+        results.append(result)
+        assert stats.slices_opened > 0
+    np.testing.assert_array_equal(results[0], results[1])
+    if bits == 8:
+        graph = lowered.graph
+        np.testing.assert_array_equal(results[0], oracle.run(graph, x)[graph.output])
 
 
 @pytest.mark.parametrize(("name", "bits"), [("residual", 8), ("residual", 32), ("shapes", 8), ("batch_norms", 8)])
@@ -301,7 +323,9 @@ def test_calibration_images_that_are_no_numbers_are_refused(tmp_path):
         protect(make_target("twice"), tmp_path / "m", inside="all", calibration=x)
 
 
-@pytest.mark.parametrize("options", [{"bits": 4}, {"slicing": "x"}, {"devices": ["nobody.pub"]}])
+@pytest.mark.parametrize(
+    "options", [{"bits": 4}, {"slicing": "x"}, {"suite": "AES-128-GCM"}, {"devices": ["nobody.pub"]}]
+)
 def test_impossible_options_are_the_users(options, tmp_path):
     with pytest.raises(UserError):
         protect(make_target("twice"), tmp_path / "m", **{"inside": "none", "bits": 32} | options)

@@ -28,6 +28,10 @@ extern cl_heap cl_ta_heap;
  * Returns: false if something is missing. */
 bool cl_crypto_open(void);
 
+/* Fetch ChaCha20-Poly1305, as a part of cl_crypto_open.
+ * Returns: false if OpenSSL does not have it. */
+bool cl_chacha_open(void);
+
 /* Returns: whether OpenSSL's memory is locked and hidden. */
 const cl_heap *cl_crypto_heap(void);
 

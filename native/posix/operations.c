@@ -2,17 +2,16 @@
  *
  * Cryptographic operations of the API, done by OpenSSL.
  */
-#include <limits.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <string.h>
 
+#include "decrypt.h"
 #include "gp.h"
 
 #define OPENSSL_HEAP_BYTES ((size_t)2 << 20)
 #define GCM_NONCE_BYTES 12
-#define GCM_TAG_BYTES 16
 
 struct __TEE_OperationHandle {
     uint32_t algorithm;
@@ -145,7 +144,7 @@ bool cl_crypto_open(void)
     crypto.hmac = EVP_MAC_fetch(NULL, "HMAC", NULL);
     crypto.gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
     return crypto.sha256 != NULL && crypto.hmac != NULL &&
-           crypto.gcm != NULL && rehearse();
+           crypto.gcm != NULL && cl_chacha_open() && rehearse();
 }
 
 /* ---- Operations -------------------------------------------------------- */
@@ -321,7 +320,7 @@ TEE_Result TEE_AEInit(TEE_OperationHandle operation, const void *nonce,
     if (operation->key_bytes == 0) {
         return TEE_ERROR_BAD_STATE;
     }
-    if (nonceLen != GCM_NONCE_BYTES || tagLen != 8 * GCM_TAG_BYTES) {
+    if (nonceLen != GCM_NONCE_BYTES || tagLen != 8 * CL_DECRYPT_TAG_BYTES) {
         return TEE_ERROR_NOT_SUPPORTED;
     }
     operation->failed =
@@ -329,27 +328,10 @@ TEE_Result TEE_AEInit(TEE_OperationHandle operation, const void *nonce,
     return operation->failed ? TEE_ERROR_GENERIC : TEE_SUCCESS;
 }
 
-/* OpenSSL counts in int, so long buffers are given in parts. */
-static bool feed(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
-                 size_t n_bytes)
-{
-    while (n_bytes != 0) {
-        int part = n_bytes < (1u << 30) ? (int)n_bytes : 1 << 30;
-        int written = 0;
-        if (EVP_DecryptUpdate(cipher, to, &written, from, part) != 1) {
-            return false;
-        }
-        from += part;
-        to = to != NULL ? to + part : NULL;
-        n_bytes -= (size_t)part;
-    }
-    return true;
-}
-
 void TEE_AEUpdateAAD(TEE_OperationHandle operation, const void *AADdata,
                      size_t AADdataLen)
 {
-    if (!feed(operation->cipher, NULL, AADdata, AADdataLen)) {
+    if (!cl_decrypt_aad(operation->cipher, AADdata, AADdataLen)) {
         operation->failed = true;
     }
 }
@@ -359,25 +341,16 @@ TEE_Result TEE_AEDecryptFinal(TEE_OperationHandle operation,
                               void *destData, size_t *destLen, void *tag,
                               size_t tagLen)
 {
-    uint8_t rest[GCM_TAG_BYTES];
-    int written = 0;
     if (*destLen < srcLen) {
         *destLen = srcLen;
         return TEE_ERROR_SHORT_BUFFER;
     }
-    if (operation->failed || tagLen != GCM_TAG_BYTES ||
-        !feed(operation->cipher, destData, srcData, srcLen) ||
-        EVP_CIPHER_CTX_ctrl(operation->cipher, EVP_CTRL_AEAD_SET_TAG,
-                            GCM_TAG_BYTES, tag) != 1) {
+    *destLen = srcLen;
+    if (operation->failed || tagLen != CL_DECRYPT_TAG_BYTES) {
         TEE_MemFill(destData, 0, srcLen);
         return TEE_ERROR_GENERIC;
     }
-    if (EVP_DecryptFinal_ex(operation->cipher, rest, &written) != 1) {
-        TEE_MemFill(destData, 0, srcLen);
-        return TEE_ERROR_MAC_INVALID;
-    }
-    *destLen = srcLen;
-    return TEE_SUCCESS;
+    return cl_decrypt_final(operation->cipher, destData, srcData, srcLen, tag);
 }
 
 /* ---- Agreement --------------------------------------------------------- */

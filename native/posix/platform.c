@@ -20,6 +20,7 @@ cl_platform cl_platform_describe(void)
         .kind = CL_KIND_LOCAL,
         .flags = process_flags,
         .heap_bytes = cl_ta_heap.n_bytes,
+        .board = "",
     };
     if (cl_ta_heap.locked && cl_crypto_heap()->locked) {
         platform.flags |= CL_FLAG_MEMORY_LOCKED;

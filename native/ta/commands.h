@@ -18,11 +18,16 @@ enum {
      * 3 input: sealed slices (the window) */
     CL_COMMAND_RUN = 3,
     /* 0 output, CL_STATS_BYTES */
-    CL_COMMAND_STATS = 4
+    CL_COMMAND_STATS = 4,
+    /* 0 input, CL_OPEN_BYTES; 1 input: sealed slices (the window) */
+    CL_COMMAND_OPEN = 5
 };
 
+/* Ciphers for program and slices (docs/spec/bundle.md). */
+enum { CL_SUITE_AES_256_GCM = 1, CL_SUITE_CHACHA20_POLY1305 = 2 };
+
 /* info */
-#define CL_INFO_BYTES 128u
+#define CL_INFO_BYTES 160u
 #define CL_INFO_VERSION 0u
 #define CL_INFO_KIND 4u
 #define CL_INFO_FLAGS 8u
@@ -30,13 +35,17 @@ enum {
 #define CL_INFO_PUBLIC_KEY 24u
 #define CL_INFO_TEXT 56u
 #define CL_INFO_TEXT_BYTES 64u
+#define CL_INFO_BOARD 120u
+#define CL_INFO_BOARD_BYTES 32u
 
 /* load */
-#define CL_LOAD_BYTES 128u
+#define CL_LOAD_BYTES 136u
 #define CL_LOAD_BUNDLE_ID 0u
 #define CL_LOAD_MANIFEST_HASH 16u
 #define CL_LOAD_ENC 48u
 #define CL_LOAD_SEALED_KEY 80u
+#define CL_LOAD_SUITE 128u
+#define CL_LOAD_RESERVED 132u
 
 #define CL_LOADED_BYTES 32u
 #define CL_LOADED_STAGES 0u
@@ -56,10 +65,17 @@ enum {
 #define CL_RUN_DONE 28u
 #define CL_RUN_RESERVED 32u
 
+/* open */
+#define CL_OPEN_BYTES 16u
+#define CL_OPEN_FIRST 0u
+#define CL_OPEN_COUNT 4u
+#define CL_OPEN_RESERVED 8u
+
 /* stats */
 #define CL_STATS_BYTES 64u
 
 #define CL_BUNDLE_ID_BYTES 16u
+#define CL_SUITE_BYTES 4u
 #define CL_HASH_BYTES 32u
 #define CL_KEY_BYTES 32u
 #define CL_TAG_BYTES 16u

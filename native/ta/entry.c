@@ -45,6 +45,8 @@ TEE_Result TA_InvokeCommandEntryPoint(void *sessionContext, uint32_t commandID,
         return cl_session_run(sessionContext, paramTypes, params);
     case CL_COMMAND_STATS:
         return cl_session_stats(sessionContext, paramTypes, params);
+    case CL_COMMAND_OPEN:
+        return cl_session_open_ahead(sessionContext, paramTypes, params);
     default:
         return TEE_ERROR_NOT_IMPLEMENTED;
     }

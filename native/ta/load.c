@@ -36,7 +36,7 @@ static TEE_Result first_look(cl_session *session, const uint8_t *request,
         return TEE_ERROR_OUT_OF_MEMORY;
     }
     TEE_Result result =
-        cl_unseal_program(session->opener, program, request,
+        cl_unseal_program(&session->opener, program, request,
                           sealed->memref.buffer, sealed->memref.size);
     if (result == TEE_SUCCESS) {
         result = measure_program(program, n_bytes, found);
@@ -70,7 +70,7 @@ static TEE_Result place_program(cl_session *session, const uint8_t *request,
     size_t n_bytes = sealed->memref.size - CL_TAG_BYTES;
     measure again = {0};
     TEE_Result result =
-        cl_unseal_program(session->opener, session->base, request,
+        cl_unseal_program(&session->opener, session->base, request,
                           sealed->memref.buffer, sealed->memref.size);
     if (result == TEE_SUCCESS) {
         result = measure_program(session->base, n_bytes, &again);
@@ -163,7 +163,9 @@ TEE_Result cl_session_load(cl_session *session, uint32_t types,
     }
     TEE_MemMove(request, params[0].memref.buffer, sizeof request);
     cl_session_unload(session);
-    result = load(session, request, &params[1]);
+    result = cl_load_u32(request + CL_LOAD_RESERVED) == 0
+                 ? load(session, request, &params[1])
+                 : TEE_ERROR_BAD_PARAMETERS;
     if (result == TEE_SUCCESS) {
         answer(session, &params[2]);
     } else {

@@ -17,7 +17,7 @@ enum {
     CL_FLAG_MEMORY_LOCKED = 8,
     CL_FLAG_MEMORY_HIDDEN = 16,
     CL_FLAG_CALL_FILTER = 32,
-    CL_FLAG_HARDWARE = 64,    /* the normal world cannot read the memory */
+    CL_FLAG_HARDWARE = 64,      /* the normal world cannot read the memory */
     CL_FLAG_DEMONSTRATION = 128 /* who has the board can read or replace it */
 };
 

@@ -20,81 +20,6 @@ typedef struct run_request {
     uint32_t resume;
 } run_request;
 
-/* ---- Slices ------------------------------------------------------------ */
-
-static bool is_open(const cl_session *session, uint32_t index,
-                    const cl_slice *slice)
-{
-    if (slice->place == CL_STREAMED) {
-        return session->slot_slice == index;
-    }
-    return (session->resident[index / 8] >> (index % 8)) & 1;
-}
-
-static void mark_open(cl_session *session, uint32_t index,
-                      const cl_slice *slice)
-{
-    if (slice->place == CL_STREAMED) {
-        session->slot_slice = index;
-    } else {
-        session->resident[index / 8] |= (uint8_t)(1u << (index % 8));
-    }
-    session->counts.slices_opened++;
-    session->counts.bytes_opened += slice->bytes;
-}
-
-static uint8_t *place_of(const cl_session *session, const cl_slice *slice)
-{
-    uint64_t at = slice->place == CL_STREAMED
-                      ? session->layout.slot
-                      : session->layout.resident + slice->place;
-    return session->base + (at - CL_STATE_BYTES);
-}
-
-static bool in_window(const cl_sealed_window *window, uint32_t index)
-{
-    return index >= window->first && index - window->first < window->count;
-}
-
-static cl_status open_from_window(cl_session *session, uint32_t index,
-                                  const cl_slice *slice, uint8_t *place)
-{
-    const cl_program *program = &session->machine.program;
-    uint64_t at = cl_program_store_offset(program, index) -
-                  cl_program_store_offset(program, session->window.first);
-    if (slice->place == CL_STREAMED) {
-        session->slot_slice = CL_STREAMED;
-    }
-    session->failure =
-        cl_unseal_slice(session->opener, &session->binding, place, index,
-                        session->window.bytes + at, slice->bytes);
-    return session->failure == TEE_SUCCESS ? CL_OK : CL_NOT_OPENED;
-}
-
-cl_status cl_session_open_slice(void *context, uint32_t index,
-                                const uint8_t **data)
-{
-    cl_session *session = context;
-    cl_slice slice = cl_program_slice(&session->machine.program, index);
-    uint8_t *place = place_of(session, &slice);
-    *data = place;
-    if (is_open(session, index, &slice)) {
-        return CL_OK;
-    }
-    if (!in_window(&session->window, index)) {
-        return CL_NEED_SLICE;
-    }
-    uint64_t start_ns = cl_platform_now_ns();
-    cl_status status = open_from_window(session, index, &slice, place);
-    session->counts.opening_ns += cl_platform_now_ns() - start_ns;
-    if (status == CL_OK) {
-        mark_open(session, index, &slice);
-    }
-    return status;
-}
-
-/* ---- The request ------------------------------------------------------- */
-
 static TEE_Result read_request(run_request *request, const TEE_Param *param)
 {
     uint8_t bytes[CL_RUN_BYTES];
@@ -113,24 +38,6 @@ static TEE_Result read_request(run_request *request, const TEE_Param *param)
         }
     }
     return request->resume <= 1 ? TEE_SUCCESS : TEE_ERROR_BAD_PARAMETERS;
-}
-
-/* The window must be exactly the slices that it is said to be. */
-static TEE_Result set_window(cl_session *session, const run_request *request,
-                             const TEE_Param *param)
-{
-    const cl_program *program = &session->machine.program;
-    uint32_t first = request->window_first, count = request->window_count;
-    if (!cl_inside(first, count, program->n_slices)) {
-        return TEE_ERROR_BAD_PARAMETERS;
-    }
-    uint64_t bytes = cl_program_store_offset(program, first + count) -
-                     cl_program_store_offset(program, first);
-    if (param->memref.size != bytes) {
-        return TEE_ERROR_BAD_PARAMETERS;
-    }
-    session->window = (cl_sealed_window){param->memref.buffer, first, count};
-    return TEE_SUCCESS;
 }
 
 static TEE_Result start_or_resume(cl_session *session,
@@ -195,7 +102,7 @@ static TEE_Result compute(cl_session *session, const cl_batch *batch,
         answer(session, status == CL_OK, &params[0]);
         return TEE_SUCCESS;
     }
-    return status == CL_NOT_OPENED ? session->failure : cl_result_of(status);
+    return cl_session_result_of(session, status);
 }
 
 static TEE_Result run(cl_session *session, TEE_Param *params)
@@ -207,7 +114,8 @@ static TEE_Result run(cl_session *session, TEE_Param *params)
         result = TEE_ERROR_BAD_STATE;
     }
     if (result == TEE_SUCCESS) {
-        result = set_window(session, &request, &params[3]);
+        result = cl_session_set_window(session, request.window_first,
+                                       request.window_count, &params[3]);
     }
     if (result == TEE_SUCCESS) {
         result = start_or_resume(session, &request);

@@ -52,10 +52,7 @@ TEE_Result cl_session_open(cl_session **session)
 
 void cl_session_unload(cl_session *session)
 {
-    if (session->opener != TEE_HANDLE_NULL) {
-        TEE_FreeOperation(session->opener);
-        session->opener = TEE_HANDLE_NULL;
-    }
+    cl_aead_free(&session->opener);
     if (session->block != NULL) {
         TEE_MemFill(session->block, 0, session->block_bytes);
         TEE_Free(session->block);
@@ -90,6 +87,14 @@ static TEE_Result check_output(uint32_t types, TEE_Param *params, size_t n)
     return given < n ? TEE_ERROR_SHORT_BUFFER : TEE_SUCCESS;
 }
 
+/* The board's name, zero-padded; the last byte stays zero. */
+static void put_board(uint8_t *at, const char *board)
+{
+    for (uint32_t i = 0; i + 1 < CL_INFO_BOARD_BYTES && board[i] != 0; i++) {
+        at[i] = (uint8_t)board[i];
+    }
+}
+
 TEE_Result cl_session_info(cl_session *session, uint32_t types,
                            TEE_Param *params)
 {
@@ -103,6 +108,7 @@ TEE_Result cl_session_info(cl_session *session, uint32_t types,
     cl_store_u32(info + CL_INFO_KIND, platform.kind);
     cl_store_u32(info + CL_INFO_FLAGS, platform.flags);
     cl_store_u64(info + CL_INFO_HEAP, platform.heap_bytes);
+    put_board(info + CL_INFO_BOARD, platform.board);
     result =
         cl_device_key_public(session->device_key, info + CL_INFO_PUBLIC_KEY);
     if (result == TEE_SUCCESS) {

@@ -7,6 +7,7 @@
 
 #include <tee_internal_api.h>
 
+#include "aead.h"
 #include "machine.h"
 #include "unseal.h"
 
@@ -28,8 +29,8 @@ typedef struct cl_counts {
 
 typedef struct cl_session {
     TEE_ObjectHandle device_key;
-    TEE_OperationHandle opener; /* null while nothing is loaded */
-    uint8_t *block;             /* as it was allocated */
+    cl_aead opener; /* the content key; none while nothing is loaded */
+    uint8_t *block; /* as it was allocated */
     uint64_t block_bytes;
     uint8_t *base; /* the program, CL_STATE_BYTES into the layout */
     cl_layout layout;
@@ -54,12 +55,24 @@ TEE_Result cl_session_run(cl_session *session, uint32_t types,
                           TEE_Param *params);
 TEE_Result cl_session_stats(cl_session *session, uint32_t types,
                             TEE_Param *params);
+TEE_Result cl_session_open_ahead(cl_session *session, uint32_t types,
+                                 TEE_Param *params);
 
 /* Shared by the commands. Returns: what a status of the core means outside. */
 TEE_Result cl_result_of(cl_status status);
 
 /* Forget what is loaded, wiping it. */
 void cl_session_unload(cl_session *session);
+
+/* Take the sealed slices that the client holds out for this call; something
+ * must be loaded.
+ * Returns: TEE_ERROR_BAD_PARAMETERS if there are no such slices, or they have
+ *          another size. In: param: shared. */
+TEE_Result cl_session_set_window(cl_session *session, uint32_t first,
+                                 uint32_t count, const TEE_Param *param);
+
+/* Returns: the same as cl_result_of, and why a slice did not open. */
+TEE_Result cl_session_result_of(const cl_session *session, cl_status status);
 
 /* For the machine: finds or opens a slice. In: context: the session. */
 cl_status cl_session_open_slice(void *context, uint32_t index,

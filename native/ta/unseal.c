@@ -2,7 +2,6 @@
 #include "unseal.h"
 
 #include "bytes.h"
-#include "crypto.h"
 #include "hpke.h"
 
 #define PROGRAM_NONCE 0xFFFFFFFFu
@@ -12,32 +11,46 @@ static const char program_text[] = "cloister-program-1";
 static const char slice_text[] = "cloister-slice-1";
 
 #define TEXT_BYTES(text) (sizeof(text) - 1)
+#define INFO_BYTES \
+    (TEXT_BYTES(info_text) + CL_BUNDLE_ID_BYTES + CL_SUITE_BYTES)
 #define INDEX_AT (sizeof((cl_slice_binding *)0)->bytes - 8)
 
 _Static_assert(TEXT_BYTES(slice_text) == 16, "as cl_slice_binding has it");
 
-TEE_Result cl_unseal_key(TEE_OperationHandle *opener,
-                         TEE_ObjectHandle device_key, const uint8_t *request)
+/* What the content key is bound to. Out: info: INFO_BYTES. */
+static void bind_key(uint8_t *info, const uint8_t *request)
 {
-    uint8_t info[TEXT_BYTES(info_text) + CL_BUNDLE_ID_BYTES];
+    TEE_MemMove(info, info_text, TEXT_BYTES(info_text));
+    info += TEXT_BYTES(info_text);
+    TEE_MemMove(info, request + CL_LOAD_BUNDLE_ID, CL_BUNDLE_ID_BYTES);
+    info += CL_BUNDLE_ID_BYTES;
+    TEE_MemMove(info, request + CL_LOAD_SUITE, CL_SUITE_BYTES);
+}
+
+TEE_Result cl_unseal_key(cl_aead *opener, TEE_ObjectHandle device_key,
+                         const uint8_t *request)
+{
+    uint8_t info[INFO_BYTES];
     uint8_t key[CL_KEY_BYTES];
     const uint8_t *sealed = request + CL_LOAD_SEALED_KEY;
-    TEE_MemMove(info, info_text, TEXT_BYTES(info_text));
-    TEE_MemMove(info + TEXT_BYTES(info_text), request + CL_LOAD_BUNDLE_ID,
-                CL_BUNDLE_ID_BYTES);
+    uint32_t suite = cl_load_u32(request + CL_LOAD_SUITE);
+    if (!cl_aead_known(suite)) {
+        return TEE_ERROR_NOT_SUPPORTED;
+    }
+    bind_key(info, request);
     TEE_MemMove(key, sealed, sizeof key);
     TEE_Result result =
         cl_hpke_open(device_key, key, sizeof key, sealed + CL_KEY_BYTES,
                      request + CL_LOAD_ENC, info, sizeof info);
     if (result == TEE_SUCCESS) {
-        result = cl_gcm_key(opener, key);
+        result = cl_aead_init(opener, suite, key);
     }
     TEE_MemFill(key, 0, sizeof key);
     return result;
 }
 
 /* Copy in, then open in place under nonce `number`. */
-static TEE_Result open_part(TEE_OperationHandle opener, uint8_t *to,
+static TEE_Result open_part(const cl_aead *opener, uint8_t *to,
                             uint32_t number, const uint8_t *sealed,
                             size_t n_bytes, const void *aad, size_t aad_bytes)
 {
@@ -46,10 +59,10 @@ static TEE_Result open_part(TEE_OperationHandle opener, uint8_t *to,
     cl_store_u32(nonce, number);
     TEE_MemMove(to, sealed, n_bytes);
     TEE_MemMove(tag, sealed + n_bytes, sizeof tag);
-    return cl_gcm_open(opener, to, n_bytes, tag, nonce, aad, aad_bytes);
+    return cl_aead_open(opener, to, n_bytes, tag, nonce, aad, aad_bytes);
 }
 
-TEE_Result cl_unseal_program(TEE_OperationHandle opener, uint8_t *program,
+TEE_Result cl_unseal_program(const cl_aead *opener, uint8_t *program,
                              const uint8_t *request, const uint8_t *sealed,
                              size_t sealed_bytes)
 {
@@ -76,7 +89,7 @@ void cl_slice_binding_init(cl_slice_binding *binding, const uint8_t *request,
     cl_store_u32(binding->bytes + INDEX_AT + 4, n_slices);
 }
 
-TEE_Result cl_unseal_slice(TEE_OperationHandle opener,
+TEE_Result cl_unseal_slice(const cl_aead *opener,
                            cl_slice_binding *binding, uint8_t *slice,
                            uint32_t index, const uint8_t *sealed,
                            size_t n_bytes)

@@ -9,6 +9,7 @@
 
 #include <tee_internal_api.h>
 
+#include "aead.h"
 #include "commands.h"
 
 /* What binds the slices of one bundle; the index goes in for each. */
@@ -17,17 +18,18 @@ typedef struct cl_slice_binding {
 } cl_slice_binding;
 
 /* Open the content key.
- * Returns: TEE_ERROR_ACCESS_DENIED if it is not for this device, or changed.
- * Out: opener: AES-256-GCM under the content key, to be freed.
+ * Returns: TEE_ERROR_ACCESS_DENIED if it is not for this device, or changed;
+ *          TEE_ERROR_NOT_SUPPORTED if there is no such suite.
+ * Out: opener: the content key under the request's suite, to be freed.
  * In:  request: the load request, CL_LOAD_BYTES, copied in. */
-TEE_Result cl_unseal_key(TEE_OperationHandle *opener,
-                         TEE_ObjectHandle device_key, const uint8_t *request);
+TEE_Result cl_unseal_key(cl_aead *opener, TEE_ObjectHandle device_key,
+                         const uint8_t *request);
 
 /* Copy in and open the program.
  * Returns: TEE_ERROR_MAC_INVALID if it was changed.
  * Out: program: sealed_bytes - CL_TAG_BYTES.
  * In:  request: as above; sealed: shared, sealed_bytes >= CL_TAG_BYTES. */
-TEE_Result cl_unseal_program(TEE_OperationHandle opener, uint8_t *program,
+TEE_Result cl_unseal_program(const cl_aead *opener, uint8_t *program,
                              const uint8_t *request, const uint8_t *sealed,
                              size_t sealed_bytes);
 
@@ -39,7 +41,7 @@ void cl_slice_binding_init(cl_slice_binding *binding, const uint8_t *request,
  * Returns: TEE_ERROR_MAC_INVALID if it was changed; then slice is wiped.
  * In/Out: binding: gets the index.
  * Out: slice: n_bytes; SECRET. In: sealed: shared, n_bytes + CL_TAG_BYTES. */
-TEE_Result cl_unseal_slice(TEE_OperationHandle opener,
+TEE_Result cl_unseal_slice(const cl_aead *opener,
                            cl_slice_binding *binding, uint8_t *slice,
                            uint32_t index, const uint8_t *sealed,
                            size_t n_bytes);

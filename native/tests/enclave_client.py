@@ -12,13 +12,17 @@ import tempfile
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM
+from cryptography.hazmat.primitives.hpke import Suite as Hpke
 
 NONE, INPUT, OUTPUT, BOTH = range(4)
 PAYLOAD, STORE = 1, 2
 STREAMED = 0xFFFFFFFF
-SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+HPKE = Hpke(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+CIPHERS = {1: AESGCM, 2: ChaCha20Poly1305}
+INFO_BYTES, LOAD_BYTES = 160, 136
+LOADED_AT = 192  # where the tests have the answer to `load`
 
 
 def words(*values: int) -> bytes:
@@ -74,21 +78,21 @@ def program(
 class Bundle:
     """A sealed program with its slices, for one device."""
 
-    def __init__(self, public_key: bytes, program: bytes, slices: list[bytes]) -> None:
+    def __init__(self, public_key: bytes, program: bytes, slices: list[bytes], *, suite: int = 1) -> None:
         """Seal everything under a fresh content key."""
         self.bundle_id, self.manifest_hash, key = os.urandom(16), os.urandom(32), os.urandom(32)
-        gcm = AESGCM(key)
+        cipher = CIPHERS[suite](key)
         device = X25519PublicKey.from_public_bytes(public_key)
-        wrapped = SUITE.encrypt(key, device, info=b"cloister-bundle-1" + self.bundle_id)
-        self.request = self.bundle_id + self.manifest_hash + wrapped
-        self.program = gcm.encrypt(
+        wrapped = HPKE.encrypt(key, device, info=b"cloister-bundle-1" + self.bundle_id + words(suite))
+        self.request = self.bundle_id + self.manifest_hash + wrapped + words(suite, 0)
+        self.program = cipher.encrypt(
             words(0xFFFFFFFF) + bytes(8),
             program,
             b"cloister-program-1" + self.bundle_id + self.manifest_hash,
         )
         bound = b"cloister-slice-1" + self.bundle_id + hashlib.sha256(program).digest()
         self.slices = [
-            gcm.encrypt(words(i) + bytes(8), data, bound + words(i, len(slices))) for i, data in enumerate(slices)
+            cipher.encrypt(words(i) + bytes(8), data, bound + words(i, len(slices))) for i, data in enumerate(slices)
         ]
 
 
@@ -156,17 +160,27 @@ class Enclave:
 
     def info(self) -> bytes:
         """Answer of `info`."""
-        result, _ = self.call(1, (OUTPUT, PAYLOAD, 0, 128))
+        result, _ = self.call(1, (OUTPUT, PAYLOAD, 0, INFO_BYTES))
         assert result == 0, hex(result)
-        return self.read(0, 128)
+        return self.read(0, INFO_BYTES)
 
     def load(self, bundle: Bundle) -> int:
         """Result of `load`."""
         self.write(0, bundle.request)
         self.write(256, bundle.program)
         return self.call(
-            2, (INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, len(bundle.program)), (OUTPUT, PAYLOAD, 128, 32)
+            2,
+            (INPUT, PAYLOAD, 0, LOAD_BYTES),
+            (INPUT, PAYLOAD, 256, len(bundle.program)),
+            (OUTPUT, PAYLOAD, LOADED_AT, 32),
         )[0]
+
+    def open(self, first: int, slices: list[bytes]) -> int:
+        """Result of `open` for the slices from `first` on."""
+        sealed = b"".join(slices)
+        self.write(0, words(first, len(slices), 0, 0))
+        self.write(4096, sealed)
+        return self.call(5, (INPUT, PAYLOAD, 0, 16), (INPUT, PAYLOAD, 4096, len(sealed)))[0]
 
     def stats(self) -> tuple[int, ...]:
         """Answer of `stats`."""

@@ -3,6 +3,7 @@
  * The commands, called directly with parameters that a hostile client could
  * send. Buffers have exactly their size, so that sanitizers see every byte too
  * many. The program: four int8 inputs, y = 2x in slice 0, y = -x in slice 1.
+ * All of it under every suite.
  */
 #define _GNU_SOURCE
 #include "../../vectors/sealed.h"
@@ -17,6 +18,27 @@
 #define LOAD_TYPES TEE_PARAM_TYPES(I, I, O, N)
 #define RUN_TYPES TEE_PARAM_TYPES(B, I, O, I)
 
+/* One program as its client has it. */
+typedef struct vector {
+    const uint8_t *request, *program, *slice_0, *slice_1;
+} vector;
+
+#define VECTOR(kind)                                              \
+    {sealed_##kind##request, sealed_##kind##program,              \
+     sealed_##kind##slice_0, sealed_##kind##slice_1}
+
+/* The same programs under every suite. */
+static const struct vectors {
+    vector streamed, resident, tight;
+} suites[] = {
+    {VECTOR(), VECTOR(resident_), VECTOR(tight_)},
+    {VECTOR(chacha_), VECTOR(chacha_resident_), VECTOR(chacha_tight_)},
+};
+_Static_assert(sealed_program_bytes == sealed_chacha_resident_program_bytes,
+               "one length for all programs");
+#define N_SUITES (sizeof suites / sizeof suites[0])
+
+static const struct vectors *v; /* of the suite under test */
 static void *session;
 
 /* ---- Calls ------------------------------------------------------------- */
@@ -67,10 +89,14 @@ static TEE_Result load(const uint8_t *request, const uint8_t *program,
                       CL_LOADED_BYTES, LOAD_TYPES);
 }
 
+static TEE_Result load_vector(const vector *from)
+{
+    return load(from->request, from->program, sealed_program_bytes);
+}
+
 static void load_streamed(void)
 {
-    CHECK_EQ(load(sealed_request, sealed_program, sealed_program_bytes),
-             TEE_SUCCESS);
+    CHECK_EQ(load_vector(&v->streamed), TEE_SUCCESS);
 }
 
 /* A run request; changed by tests in one place each. */
@@ -83,7 +109,7 @@ typedef struct call {
     size_t out_used;
 } call;
 
-static uint8_t both_slices[80];
+static uint8_t both_slices[80], resident_slices[80];
 
 static call good_call(uint32_t n_images)
 {
@@ -154,48 +180,77 @@ static TEE_Result ask(uint32_t command, uint32_t types, size_t n,
 static void test_info_and_stats(void)
 {
     const uint32_t one = TEE_PARAM_TYPES(O, N, N, N);
-    uint8_t info[128];
-    CHECK_EQ(ask(CL_COMMAND_INFO, one, 128, info), TEE_SUCCESS);
+    uint8_t info[CL_INFO_BYTES];
+    CHECK_EQ(ask(CL_COMMAND_INFO, one, CL_INFO_BYTES, info), TEE_SUCCESS);
     CHECK_EQ(cl_load_u32(info), 1);
     CHECK_EQ(cl_load_u32(info + 4), 1);
     CHECK(memcmp(info + CL_INFO_PUBLIC_KEY, sealed_public_key, 32) == 0);
     CHECK(memcmp(info + CL_INFO_TEXT, "cloister ", 9) == 0);
-    CHECK_EQ(ask(CL_COMMAND_INFO, one, 127, NULL), TEE_ERROR_SHORT_BUFFER);
+    for (uint32_t at = CL_INFO_BOARD; at < CL_INFO_BYTES; at++) {
+        CHECK_EQ(info[at], 0); /* a process is no board */
+    }
+    CHECK_EQ(ask(CL_COMMAND_INFO, one, 159, NULL), TEE_ERROR_SHORT_BUFFER);
     CHECK_EQ(ask(CL_COMMAND_STATS, one, 63, NULL), TEE_ERROR_SHORT_BUFFER);
     CHECK_EQ(ask(CL_COMMAND_STATS, one, 64, info), TEE_SUCCESS);
     for (uint32_t types = 0; types < 0x10000; types += 37) {
-        CHECK_EQ(ask(CL_COMMAND_INFO, types, 128, NULL),
+        CHECK_EQ(ask(CL_COMMAND_INFO, types, CL_INFO_BYTES, NULL),
                  TEE_ERROR_BAD_PARAMETERS);
         CHECK_EQ(ask(CL_COMMAND_STATS, types, 64, NULL),
                  TEE_ERROR_BAD_PARAMETERS);
-        CHECK_EQ(load_bytes(sealed_request, 128, sealed_program,
-                            sealed_program_bytes, 32, types),
+        CHECK_EQ(load_bytes(v->streamed.request, CL_LOAD_BYTES,
+                            v->streamed.program, sealed_program_bytes, 32,
+                            types),
                  TEE_ERROR_BAD_PARAMETERS);
     }
-    CHECK_EQ(ask(0, one, 128, NULL), TEE_ERROR_NOT_IMPLEMENTED);
-    CHECK_EQ(ask(5, one, 128, NULL), TEE_ERROR_NOT_IMPLEMENTED);
+    CHECK_EQ(ask(0, one, 160, NULL), TEE_ERROR_NOT_IMPLEMENTED);
+    CHECK_EQ(ask(6, one, 160, NULL), TEE_ERROR_NOT_IMPLEMENTED);
 }
 
 /* ---- load -------------------------------------------------------------- */
 
 static void test_load_sizes(void)
 {
-    const uint8_t *r = sealed_request, *p = sealed_program;
+    const uint8_t *r = v->streamed.request, *p = v->streamed.program;
     const size_t n = sealed_program_bytes;
-    CHECK_EQ(load_bytes(r, 127, p, n, 32, LOAD_TYPES),
+    CHECK_EQ(load_bytes(r, 135, p, n, 32, LOAD_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
     CHECK_EQ(load_bytes(r, 0, p, n, 32, LOAD_TYPES), TEE_ERROR_BAD_PARAMETERS);
-    CHECK_EQ(load_bytes(r, 128, p, 0, 32, LOAD_TYPES),
+    CHECK_EQ(load_bytes(r, 136, p, 0, 32, LOAD_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
-    CHECK_EQ(load_bytes(r, 128, p, 79, 32, LOAD_TYPES),
+    CHECK_EQ(load_bytes(r, 136, p, 79, 32, LOAD_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
-    CHECK_EQ(load_bytes(r, 128, p, n, 31, LOAD_TYPES), TEE_ERROR_SHORT_BUFFER);
-    CHECK_EQ(load_bytes(r, 128, p, n - 1, 32, LOAD_TYPES),
+    CHECK_EQ(load_bytes(r, 136, p, n, 31, LOAD_TYPES), TEE_ERROR_SHORT_BUFFER);
+    CHECK_EQ(load_bytes(r, 136, p, n - 1, 32, LOAD_TYPES),
              TEE_ERROR_MAC_INVALID);
-    CHECK_EQ(load_bytes(r, 128, NULL, n, 32, LOAD_TYPES),
+    CHECK_EQ(load_bytes(r, 136, NULL, n, 32, LOAD_TYPES),
              TEE_ERROR_MAC_INVALID);
-    CHECK_EQ(load_bytes(NULL, 128, p, n, 32, LOAD_TYPES),
-             TEE_ERROR_ACCESS_DENIED);
+    CHECK_EQ(load_bytes(NULL, 136, p, n, 32, LOAD_TYPES),
+             TEE_ERROR_BAD_PARAMETERS); /* the reserved word */
+}
+
+static TEE_Result load_with_word(uint32_t at, uint32_t word)
+{
+    uint8_t request[CL_LOAD_BYTES];
+    memcpy(request, v->streamed.request, sizeof request);
+    cl_store_u32(request + at, word);
+    return load(request, v->streamed.program, sealed_program_bytes);
+}
+
+/* The content key is for one suite only. */
+static void test_load_suites(void)
+{
+    const uint32_t own = cl_load_u32(v->streamed.request + CL_LOAD_SUITE);
+    const uint32_t unknown[] = {0, 3, 0x100 + own, 0xFFFFFFFF};
+    CHECK_EQ(load_with_word(CL_LOAD_SUITE, own), TEE_SUCCESS);
+    CHECK_EQ(load_with_word(CL_LOAD_SUITE, 3 - own), TEE_ERROR_ACCESS_DENIED);
+    for (uint32_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
+        CHECK_EQ(load_with_word(CL_LOAD_SUITE, unknown[i]),
+                 TEE_ERROR_NOT_SUPPORTED);
+        check_refused(good_call(2), TEE_ERROR_BAD_STATE);
+    }
+    load_streamed();
+    CHECK_EQ(load_with_word(CL_LOAD_RESERVED, 1), TEE_ERROR_BAD_PARAMETERS);
+    check_refused(good_call(2), TEE_ERROR_BAD_STATE);
 }
 
 /* Flipped bits: bundle id, enc and key are the key's; the manifest hash and
@@ -203,20 +258,20 @@ static void test_load_sizes(void)
 static void test_load_changed(void)
 {
     uint8_t request[CL_LOAD_BYTES], program[512];
-    for (uint32_t at = 0; at < CL_LOAD_BYTES; at += 3) {
+    for (uint32_t at = 0; at < CL_LOAD_SUITE; at += 3) {
         bool hash = at >= CL_LOAD_MANIFEST_HASH && at < CL_LOAD_ENC;
-        memcpy(request, sealed_request, sizeof request);
+        memcpy(request, v->streamed.request, sizeof request);
         request[at] ^= 4;
-        CHECK_EQ(load(request, sealed_program, sealed_program_bytes),
+        CHECK_EQ(load(request, v->streamed.program, sealed_program_bytes),
                  hash ? TEE_ERROR_MAC_INVALID : TEE_ERROR_ACCESS_DENIED);
     }
     for (uint32_t at = 0; at < sealed_program_bytes; at += 7) {
-        memcpy(program, sealed_program, sealed_program_bytes);
+        memcpy(program, v->streamed.program, sealed_program_bytes);
         program[at] ^= 128;
-        CHECK_EQ(load(sealed_request, program, sealed_program_bytes),
+        CHECK_EQ(load(v->streamed.request, program, sealed_program_bytes),
                  TEE_ERROR_MAC_INVALID);
     }
-    CHECK_EQ(load(sealed_resident_request, sealed_program,
+    CHECK_EQ(load(v->resident.request, v->streamed.program,
                   sealed_program_bytes),
              TEE_ERROR_MAC_INVALID);
     check_refused(good_call(2), TEE_ERROR_BAD_STATE); /* nothing is loaded */
@@ -227,30 +282,27 @@ static void test_load_changed(void)
 static void test_failed_load_leaves_nothing(void)
 {
     uint8_t program[512];
-    memcpy(program, sealed_program, sealed_program_bytes);
+    memcpy(program, v->streamed.program, sealed_program_bytes);
     program[sealed_program_bytes - 1] ^= 1;
     load_streamed();
-    CHECK_EQ(load_bytes(sealed_request, 128, sealed_program,
+    CHECK_EQ(load_bytes(v->streamed.request, CL_LOAD_BYTES, v->streamed.program,
                         sealed_program_bytes, 31, LOAD_TYPES),
              TEE_ERROR_SHORT_BUFFER);
     call c = good_call(2);
     CHECK_EQ(run(&c), TEE_SUCCESS);
-    CHECK_EQ(load(sealed_request, program, sealed_program_bytes),
+    CHECK_EQ(load(v->streamed.request, program, sealed_program_bytes),
              TEE_ERROR_MAC_INVALID);
     check_refused(good_call(2), TEE_ERROR_BAD_STATE);
 }
 
 static void test_load_memory(void)
 {
-    CHECK_EQ(load(sealed_tight_request, sealed_tight_program,
-                  sealed_tight_program_bytes),
-             TEE_ERROR_OUT_OF_MEMORY);
+    CHECK_EQ(load_vector(&v->tight), TEE_ERROR_OUT_OF_MEMORY);
     /* fill the heap until the program does not fit any more */
-    void *rest = TEE_Malloc(cl_ta_heap.n_bytes - cl_ta_heap.live_bytes - 640,
+    void *rest = TEE_Malloc(cl_ta_heap.n_bytes - cl_ta_heap.live_bytes - 512,
                             TEE_MALLOC_FILL_ZERO);
     CHECK(rest != NULL);
-    CHECK_EQ(load(sealed_request, sealed_program, sealed_program_bytes),
-             TEE_ERROR_OUT_OF_MEMORY);
+    CHECK_EQ(load_vector(&v->streamed), TEE_ERROR_OUT_OF_MEMORY);
     TEE_Free(rest);
     load_streamed();
     size_t loaded = cl_ta_heap.live_bytes;
@@ -301,19 +353,14 @@ static void test_run_in_windows(void)
 
 static void load_resident(void)
 {
-    CHECK_EQ(load(sealed_resident_request, sealed_resident_program,
-                  sealed_resident_program_bytes),
-             TEE_SUCCESS);
+    CHECK_EQ(load_vector(&v->resident), TEE_SUCCESS);
 }
 
 static void test_resident_slices_stay(void)
 {
-    uint8_t window[80];
     load_resident();
-    memcpy(window, sealed_resident_slice_0, 40);
-    memcpy(window + 40, sealed_resident_slice_1, 40);
     call c = good_call(2);
-    c.window = window;
+    c.window = resident_slices;
     CHECK_EQ(run(&c), TEE_SUCCESS);
     check_results(c.out);
     c = good_call(2);
@@ -324,16 +371,18 @@ static void test_resident_slices_stay(void)
     check_results(c.out);
 }
 
-/* Run without any slice in the window: the first one must be asked for. */
-static void check_nothing_is_open(void)
+/* Run without a window. Returns: the slice that is needed, or -1 if none. */
+static int needed_slice(void)
 {
     call c = good_call(2);
     c.block[3] = 0;
     c.window_bytes = 0;
     CHECK_EQ(run(&c), TEE_SUCCESS);
-    CHECK_EQ(c.block[5], 1);
-    CHECK_EQ(c.block[6], 0);
-    CHECK_EQ(c.block[7], 0);
+    if (c.block[5] == 0) {
+        check_results(c.out);
+        return -1;
+    }
+    return (int)c.block[6];
 }
 
 /* What is open belongs to one load: the next finds other bytes there. */
@@ -341,7 +390,7 @@ static void test_load_forgets_open_slices(void)
 {
     test_resident_slices_stay();
     load_resident();
-    check_nothing_is_open();
+    CHECK_EQ(needed_slice(), 0);
     load_streamed();
     call c = good_call(2); /* leave slice 0 in the slot */
     c.block[3] = 1;
@@ -349,7 +398,7 @@ static void test_load_forgets_open_slices(void)
     CHECK_EQ(run(&c), TEE_SUCCESS);
     CHECK_EQ(c.block[6], 1);
     load_streamed();
-    check_nothing_is_open();
+    CHECK_EQ(needed_slice(), 0);
 }
 
 static void test_run_refuses(void)
@@ -421,7 +470,7 @@ static void test_changed_slices(void)
     call c = good_call(2);
     c.window = window;
     check_refused(c, TEE_ERROR_MAC_INVALID);
-    memcpy(window, sealed_resident_slice_0, 40); /* another bundle's */
+    memcpy(window, v->resident.slice_0, 40); /* another bundle's */
     check_refused(c, TEE_ERROR_MAC_INVALID);
     c = good_call(2); /* and all is well again */
     CHECK_EQ(run(&c), TEE_SUCCESS);
@@ -445,21 +494,148 @@ static void test_resume_must_match(void)
     }
 }
 
-int main(void)
+/* ---- open -------------------------------------------------------------- */
+
+#define OPEN_TYPES TEE_PARAM_TYPES(I, I, N, N)
+
+static TEE_Result open_bytes(const uint32_t *words, size_t words_bytes,
+                             const uint8_t *window, size_t window_bytes,
+                             uint32_t types)
 {
-    TEE_Param none[4];
-    memset(none, 0, sizeof none);
-    memcpy(both_slices, sealed_slice_0, 40);
-    memcpy(both_slices + 40, sealed_slice_1, 40);
-    start_platform(1 << 16);
-    put_device_key(sealed_private_key, sealed_public_key, 0600);
-    CHECK_EQ(TA_CreateEntryPoint(), TEE_SUCCESS);
-    CHECK_EQ(TA_OpenSessionEntryPoint(1, none, &session),
+    TEE_Param params[4] = {param_of(words, words_bytes),
+                           param_of(window, window_bytes), param_of(NULL, 0),
+                           param_of(NULL, 0)};
+    void *buffers[4];
+    for (int i = 0; i < 4; i++) {
+        buffers[i] = params[i].memref.buffer;
+    }
+    TEE_Result result =
+        TA_InvokeCommandEntryPoint(session, CL_COMMAND_OPEN, types, params);
+    free_params(buffers);
+    return result;
+}
+
+static TEE_Result open_slices(uint32_t first, uint32_t count,
+                              const uint8_t *window)
+{
+    const uint32_t words[4] = {first, count, 0, 0};
+    return open_bytes(words, sizeof words, window, 40 * (size_t)count,
+                      OPEN_TYPES);
+}
+
+static uint64_t slices_opened(void)
+{
+    uint8_t stats[CL_STATS_BYTES];
+    CHECK_EQ(ask(CL_COMMAND_STATS, TEE_PARAM_TYPES(O, N, N, N), sizeof stats,
+                 stats),
+             TEE_SUCCESS);
+    return cl_load_u32(stats + 32);
+}
+
+static void test_open_before_and_after_runs(void)
+{
+    uint64_t before = slices_opened();
+    load_resident();
+    CHECK_EQ(open_slices(0, 0, NULL), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), 0);
+    CHECK_EQ(open_slices(0, 2, resident_slices), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), -1);
+    CHECK_EQ(open_slices(1, 1, resident_slices + 40), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), -1);
+    CHECK_EQ(slices_opened() - before, 2); /* what is open stays as it is */
+    load_resident();
+    CHECK_EQ(needed_slice(), 0); /* a load closes them */
+    CHECK_EQ(open_slices(0, 1, resident_slices), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), 1);
+}
+
+/* Slices that stream are checked; the last one is in the slot. */
+static void test_open_streamed(void)
+{
+    load_streamed();
+    CHECK_EQ(open_slices(0, 2, both_slices), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), 0);
+    CHECK_EQ(open_slices(0, 1, both_slices), TEE_SUCCESS);
+    CHECK_EQ(needed_slice(), 1);
+    call c = good_call(2);
+    CHECK_EQ(run(&c), TEE_SUCCESS);
+    check_results(c.out);
+}
+
+static void test_open_changed(void)
+{
+    uint8_t window[80];
+    for (uint32_t at = 0; at < 80; at += 3) {
+        load_resident();
+        memcpy(window, resident_slices, 80);
+        window[at] ^= 8;
+        CHECK_EQ(open_slices(0, 2, window), TEE_ERROR_MAC_INVALID);
+        CHECK_EQ(needed_slice(), at < 40 ? 0 : 1); /* those before stay open */
+    }
+    CHECK_EQ(open_slices(0, 2, resident_slices), TEE_SUCCESS); /* mended */
+    CHECK_EQ(needed_slice(), -1);
+    load_resident();
+    CHECK_EQ(open_slices(1, 1, resident_slices), TEE_ERROR_MAC_INVALID);
+    CHECK_EQ(open_slices(0, 2, both_slices), TEE_ERROR_MAC_INVALID);
+    load_streamed();
+    CHECK_EQ(open_slices(0, 1, both_slices), TEE_SUCCESS);
+    CHECK_EQ(open_slices(1, 1, both_slices), TEE_ERROR_MAC_INVALID);
+    CHECK_EQ(needed_slice(), 0); /* nothing is in the slot */
+}
+
+static void test_open_refuses(void)
+{
+    static const uint32_t bad[][4] = {
+        {0, 1, 0, 0}, {0, 3, 0, 0}, {1, 2, 0, 0}, {2, 1, 0, 0}, {3, 0, 0, 0},
+        {0xFFFFFFFF, 2, 0, 0}, {1, 0xFFFFFFFF, 0, 0}, {0, 2, 1, 0},
+        {0, 2, 0, 1}};
+    const uint32_t good[4] = {0, 2, 0, 0};
+    load_resident();
+    for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        CHECK_EQ(open_bytes(bad[i], 16, resident_slices, 80, OPEN_TYPES),
+                 TEE_ERROR_BAD_PARAMETERS);
+    }
+    CHECK_EQ(open_bytes(good, 12, resident_slices, 80, OPEN_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
-    CHECK_EQ(TA_OpenSessionEntryPoint(0, none, &session), TEE_SUCCESS);
-    check_refused(good_call(2), TEE_ERROR_BAD_STATE);
+    CHECK_EQ(open_bytes(good, 16, resident_slices, 79, OPEN_TYPES),
+             TEE_ERROR_BAD_PARAMETERS);
+    CHECK_EQ(open_bytes(good, 16, resident_slices, 0, OPEN_TYPES),
+             TEE_ERROR_BAD_PARAMETERS);
+    for (uint32_t types = 0; types < 0x10000; types += 43) {
+        CHECK_EQ(open_bytes(good, 16, resident_slices, 80, types),
+                 TEE_ERROR_BAD_PARAMETERS);
+    }
+    CHECK_EQ(needed_slice(), 0);
+    CHECK_EQ(load_with_word(CL_LOAD_SUITE, 0), TEE_ERROR_NOT_SUPPORTED);
+    CHECK_EQ(open_slices(0, 2, resident_slices), TEE_ERROR_BAD_STATE);
+}
+
+/* Whether it succeeds or not. */
+static void test_open_forgets_an_unfinished_run(void)
+{
+    for (uint32_t broken = 0; broken < 2; broken++) {
+        load_streamed();
+        CHECK_EQ(needed_slice(), 0);
+        CHECK_EQ(open_slices(broken, 1, both_slices),
+                 broken ? TEE_ERROR_MAC_INVALID : TEE_SUCCESS);
+        call c = good_call(2);
+        c.block[4] = 1;
+        check_refused(c, TEE_ERROR_BAD_STATE);
+    }
+}
+
+/* ---- All of it, under one suite ---------------------------------------- */
+
+static void test_suite(const struct vectors *vectors)
+{
+    v = vectors;
+    memcpy(both_slices, v->streamed.slice_0, 40);
+    memcpy(both_slices + 40, v->streamed.slice_1, 40);
+    memcpy(resident_slices, v->resident.slice_0, 40);
+    memcpy(resident_slices + 40, v->resident.slice_1, 40);
     test_info_and_stats();
     test_load_sizes();
+    test_load_suites();
     test_load_changed();
     test_failed_load_leaves_nothing();
     test_load_memory();
@@ -471,6 +647,28 @@ int main(void)
     test_run_refuses_windows();
     test_changed_slices();
     test_resume_must_match();
+    test_open_before_and_after_runs();
+    test_open_streamed();
+    test_open_changed();
+    test_open_refuses();
+    test_open_forgets_an_unfinished_run();
+}
+
+int main(void)
+{
+    TEE_Param none[4];
+    memset(none, 0, sizeof none);
+    start_platform(1 << 16);
+    put_device_key(sealed_private_key, sealed_public_key, 0600);
+    CHECK_EQ(TA_CreateEntryPoint(), TEE_SUCCESS);
+    CHECK_EQ(TA_OpenSessionEntryPoint(1, none, &session),
+             TEE_ERROR_BAD_PARAMETERS);
+    CHECK_EQ(TA_OpenSessionEntryPoint(0, none, &session), TEE_SUCCESS);
+    check_refused(good_call(2), TEE_ERROR_BAD_STATE);
+    CHECK_EQ(open_slices(0, 0, NULL), TEE_ERROR_BAD_STATE);
+    for (uint32_t i = 0; i < N_SUITES; i++) {
+        test_suite(&suites[i]);
+    }
     TA_CloseSessionEntryPoint(session);
     TA_DestroyEntryPoint();
     CHECK_EQ(cl_ta_heap.live_bytes, 0);

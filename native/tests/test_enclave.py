@@ -14,7 +14,11 @@ from pathlib import Path
 
 from enclave_client import (
     BOTH,
+    CIPHERS,
+    INFO_BYTES,
     INPUT,
+    LOAD_BYTES,
+    LOADED_AT,
     OUTPUT,
     PAYLOAD,
     STORE,
@@ -29,19 +33,19 @@ IMAGES, EXPECTED = bytes(range(1, 9)), struct.pack("8b", 2, 4, -3, -4, 10, 12, -
 ALLOWED_EXITS = {0, 3}
 
 
-def started(binary: str, state: str, **options: int) -> tuple[Enclave, Bundle]:
+def started(binary: str, state: str, *, suite: int = 1) -> tuple[Enclave, Bundle]:
     """An enclave and a bundle for it."""
-    enclave = Enclave(binary, state, **options)
+    enclave = Enclave(binary, state)
     program, slices = linear_program()
-    return enclave, Bundle(enclave.info()[24:56], program, slices)
+    return enclave, Bundle(enclave.info()[24:56], program, slices, suite=suite)
 
 
-def check_whole_path(binary: str) -> None:
+def check_whole_path(binary: str, suite: int) -> None:
     """Load and run; the key survives a restart; protections are on."""
     state = state_folder()
-    enclave, bundle = started(binary, state)
+    enclave, bundle = started(binary, state, suite=suite)
     assert enclave.load(bundle) == 0
-    n_stages, n_slices, inside_bytes = struct.unpack_from("<IIQ", enclave.read(128, 16))
+    n_stages, n_slices, inside_bytes = struct.unpack_from("<IIQ", enclave.read(LOADED_AT, 16))
     assert (n_stages, n_slices) == (1, 2)
     sealed = b"".join(bundle.slices)
     assert enclave.run(0, IMAGES, 2, 8, sealed=sealed, count=2) == (0, (0, 0, 2), EXPECTED)
@@ -51,8 +55,10 @@ def check_whole_path(binary: str) -> None:
     assert enclave.end() == (0, "")
 
     again = Enclave(binary, state)
-    flags = struct.unpack_from("<I", again.info(), 8)[0]
-    assert flags & 7 == 7, flags
+    info = again.info()
+    flags = struct.unpack_from("<I", info, 8)[0]
+    assert flags & 7 == 7 and flags < 64, flags
+    assert info[56:65] == b"cloister " and info[120:] == bytes(40), info
     if flags & 32:  # not in builds with sanitizers
         assert "Seccomp:\t2" in Path(f"/proc/{again.process.pid}/status").read_text()
     assert again.load(bundle) == 0
@@ -62,14 +68,31 @@ def check_whole_path(binary: str) -> None:
     assert other.end() == (0, "")
 
 
+def check_open(binary: str, suite: int) -> None:
+    """Slices that stay are open before the first run; a changed one is told, and can be mended."""
+    enclave = Enclave(binary, state_folder())
+    key = enclave.info()[24:56]
+    bundle = Bundle(key, *linear_program(resident=True), suite=suite)
+    assert enclave.open(0, bundle.slices) == 0xFFFF0007
+    assert enclave.load(bundle) == 0
+    broken = bytes([bundle.slices[1][0] ^ 1]) + bundle.slices[1][1:]
+    assert enclave.open(0, [bundle.slices[0], broken]) == 0xFFFF3071
+    assert enclave.run(0, IMAGES, 2, 8)[:2] == (0, (1, 1, 0))  # only the second one is needed
+    assert enclave.open(1, bundle.slices[1:]) == 0
+    assert enclave.run(0, IMAGES, 2, 8, resume=1)[0] == 0xFFFF0007  # that run was forgotten
+    assert enclave.run(0, IMAGES, 2, 8) == (0, (0, 0, 2), EXPECTED)
+    assert enclave.stats()[4] == 2
+    assert enclave.end() == (0, "")
+
+
 def check_second_load(binary: str) -> None:
     """Another bundle in the same session computes with its own weights, also where slices stay open."""
     state = state_folder()
     for resident in (False, True):
         enclave = Enclave(binary, state)
         key = enclave.info()[24:56]
-        for factors in [(2, -1), (3, 5), (-4, 1), (2, -1)]:
-            bundle = Bundle(key, *linear_program(resident=resident, factors=factors))
+        for suite, factors in enumerate([(2, -1), (3, 5), (-4, 1), (2, -1)]):
+            bundle = Bundle(key, *linear_program(resident=resident, factors=factors), suite=1 + suite % 2)
             expected = struct.pack("8b", *(x * factors[i // 2 % 2] for i, x in enumerate(IMAGES)))
             assert enclave.load(bundle) == 0
             assert enclave.run(0, IMAGES, 2, 8)[:2] == (0, (1, 0, 0))
@@ -126,9 +149,9 @@ def check_bad_parameters(binary: str) -> None:
     enclave, _ = started(binary, state_folder())
     size = 1 << 20
     for param in [
-        (OUTPUT, PAYLOAD, size - 127, 128),
+        (OUTPUT, PAYLOAD, size - 159, 160),
         (OUTPUT, PAYLOAD, size + 1, 0),
-        (OUTPUT, PAYLOAD, (1 << 64) - 64, 128),
+        (OUTPUT, PAYLOAD, (1 << 64) - 64, 160),
         (OUTPUT, PAYLOAD, 0, (1 << 64) - 1),
         (OUTPUT, STORE, 0, 0),
         (BOTH, STORE, 0, 0),
@@ -152,28 +175,29 @@ def wild_frame(rng: random.Random, enclave: Enclave, bundle: Bundle) -> bytes:
     """A frame that is right in most places, or nothing like one."""
     if rng.random() < 0.02:
         return rng.randbytes(112)
-    command = rng.choice([1, 2, 2, 3, 3, 3, 3, 4, rng.getrandbits(32)])
+    command = rng.choice([1, 2, 2, 3, 3, 3, 3, 4, 5, 5, rng.getrandbits(32)])
     n_program, count = len(bundle.program), rng.choice([0, 1, 2])
     shapes = {
-        1: [(OUTPUT, PAYLOAD, 0, 128)],
+        1: [(OUTPUT, PAYLOAD, 0, INFO_BYTES)],
         4: [(OUTPUT, PAYLOAD, 0, 64)],
-        2: [(INPUT, PAYLOAD, 0, 128), (INPUT, PAYLOAD, 256, n_program), (OUTPUT, PAYLOAD, 128, 32)],
+        2: [(INPUT, PAYLOAD, 0, LOAD_BYTES), (INPUT, PAYLOAD, 256, n_program), (OUTPUT, PAYLOAD, LOADED_AT, 32)],
         3: [
             (BOTH, PAYLOAD, 8192, 64),
             (INPUT, PAYLOAD, 4096, 8),
             (OUTPUT, PAYLOAD, 4200, 8),
             (INPUT, PAYLOAD, 5000, 40 * count),
         ],
+        5: [(INPUT, PAYLOAD, 8256, 16), (INPUT, PAYLOAD, 5000, 40 * count)],
     }
     params = [list(p) for p in shapes.get(command, [])] + [[0, 0, 0, 0]] * 4
     enclave.write(0, bundle.request)
     enclave.write(256, bundle.program)
     enclave.write(5000, b"".join(bundle.slices))
-    enclave.write(8192, words(0, 2, 0, count, rng.choice([0, 0, 1])) + bytes(44))
+    enclave.write(8192, words(0, 2, 0, count, rng.choice([0, 0, 1])) + bytes(44) + words(0, count, 0, 0))
     for _ in range(rng.choice([0, 0, 1, 1, 2, 5])):
         where = rng.random()
         if where < 0.5:
-            at = rng.choice([rng.randrange(9000), rng.randrange(8192, 8256), rng.randrange(128)])
+            at = rng.choice([rng.randrange(9000), rng.randrange(8192, 8272), rng.randrange(LOAD_BYTES)])
             enclave.write(at, rng.randbytes(rng.choice([1, 4])))
         else:
             param = list(params[rng.randrange(4)])
@@ -191,7 +215,7 @@ def check_wild_frames(binary: str, seed: int, rounds: int) -> None:
     state = state_folder()
     answers: dict[int, int] = {}
     while rounds > 0:
-        enclave, bundle = started(binary, state)
+        enclave, bundle = started(binary, state, suite=rng.choice([1, 2]))
         answer: bytes | None = b""
         for _ in range(min(rounds, 400)):
             rounds -= 1
@@ -211,7 +235,9 @@ def main() -> None:
     binary = sys.argv[1]
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 20260803
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 4000
-    check_whole_path(binary)
+    for suite in CIPHERS:
+        check_whole_path(binary, suite)
+        check_open(binary, suite)
     check_second_load(binary)
     check_lanes(binary)
     check_refused_starts(binary)

@@ -4,11 +4,13 @@
  * it: heap, objects, storage, published vectors, HPKE.
  */
 #define _GNU_SOURCE
+#include "aead.h"
 #include "crypto.h"
 #include "device.h"
 #include "device_key.h"
 #include "hpke.h"
 #include "../../vectors/hpke.h"
+#include "../../vectors/rfc8439.h"
 
 static void from_hex(uint8_t *to, const char *hex)
 {
@@ -111,6 +113,68 @@ static void test_gcm(void)
         CHECK_EQ(text[i], 0);
     }
     TEE_FreeOperation(operation);
+}
+
+/* Opens the vector with bit `bit` of its parts flipped, none for -1.
+ * Returns: whether all that is left is zero after a failure, and the plaintext
+ * after none. */
+static TEE_Result open_rfc8439(int bit)
+{
+    struct {
+        uint8_t key[32], nonce[12], aad[12], tag[16], text[114];
+    } p;
+    cl_aead aead = {0};
+    memcpy(p.key, rfc8439_key, sizeof p.key);
+    memcpy(p.nonce, rfc8439_nonce, sizeof p.nonce);
+    memcpy(p.aad, rfc8439_aad, sizeof p.aad);
+    memcpy(p.tag, rfc8439_tag, sizeof p.tag);
+    memcpy(p.text, rfc8439_ciphertext, sizeof p.text);
+    if (bit >= 0) {
+        ((uint8_t *)&p)[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
+    CHECK(cl_aead_init(&aead, CL_SUITE_CHACHA20_POLY1305, p.key) ==
+          TEE_SUCCESS);
+    TEE_Result result = cl_aead_open(&aead, p.text, sizeof p.text, p.tag,
+                                     p.nonce, p.aad, sizeof p.aad);
+    for (size_t i = 0; i < sizeof p.text; i++) {
+        CHECK_EQ(p.text[i], result == TEE_SUCCESS ? rfc8439_plaintext[i] : 0);
+    }
+    cl_aead_free(&aead);
+    CHECK(memcmp(&aead, &(cl_aead){0}, sizeof aead) == 0);
+    return result;
+}
+
+/* RFC 8439, section 2.8.2; then each byte changed. */
+static void test_chacha(void)
+{
+    CHECK_EQ(rfc8439_ciphertext_bytes, 114);
+    CHECK_EQ(rfc8439_plaintext_bytes, 114);
+    CHECK(open_rfc8439(-1) == TEE_SUCCESS);
+    for (int bit = 0; bit < 8 * (32 + 12 + 12 + 16 + 114); bit += 7) {
+        CHECK(open_rfc8439(bit) == TEE_ERROR_MAC_INVALID);
+    }
+}
+
+/* Both ciphers open nothing but a tag, and no other suite has a key. */
+static void test_suites(void)
+{
+    uint8_t key[32] = {0}, nonce[12] = {0}, tag[16] = {0};
+    cl_aead aead = {0};
+    for (uint32_t suite = 0; suite < 5; suite++) {
+        bool known = suite == 1 || suite == 2;
+        CHECK_EQ(cl_aead_known(suite), known);
+        CHECK(cl_aead_init(&aead, suite, key) ==
+              (known ? TEE_SUCCESS : TEE_ERROR_NOT_SUPPORTED));
+        if (known) {
+            CHECK(cl_aead_open(&aead, NULL, 0, tag, nonce, NULL, 0) ==
+                  TEE_ERROR_MAC_INVALID);
+        }
+        cl_aead_free(&aead);
+    }
+    from_hex(tag, "530f8afbc74536b9a963b4f1c4cb738b"); /* GCM, test case 13 */
+    CHECK(cl_aead_init(&aead, CL_SUITE_AES_256_GCM, key) == TEE_SUCCESS);
+    CHECK(cl_aead_open(&aead, NULL, 0, tag, nonce, NULL, 0) == TEE_SUCCESS);
+    cl_aead_free(&aead);
 }
 
 /* RFC 7748, section 6.1. */
@@ -271,6 +335,8 @@ int main(void)
     test_heap_survives_random_use();
     test_sha256_and_hmac();
     test_gcm();
+    test_chacha();
+    test_suites();
     test_x25519();
     test_hpke();
     test_key_is_made_once();

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from cloister import __version__
+from cloister.boards import SUITES, Suite
 from cloister.bundle.file import write_bundle
 from cloister.bundle.keys import check_devices, recipients
 from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
@@ -120,6 +121,7 @@ def protect(
     bits: Literal[8, 32] = 8,
     calibration: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
+    suite: Suite = "AES-256-GCM",
     devices: Sequence[str] = ("local",),
     force: bool = False,
     progress: Progress | None = None,
@@ -135,6 +137,7 @@ def protect(
         bits: 8: int8; 32: float32.
         calibration: see `lower_target`.
         seed: see `lower_target`.
+        suite: cipher that the inside is sealed with; ChaCha20-Poly1305 for processors without AES instructions.
         devices: who may open it: `local`, or files with public keys.
         force: overwrite an existing file.
         progress: told how far it is, or None.
@@ -149,7 +152,14 @@ def protect(
     check_devices(devices)
     lowered = lower_target(target, bits=bits, calibration=calibration, seed=seed, progress=progress)
     return protect_lowered(
-        lowered, out, inside=inside, slicing=slicing, budget_bytes=budget_bytes, devices=devices, force=force
+        lowered,
+        out,
+        inside=inside,
+        slicing=slicing,
+        budget_bytes=budget_bytes,
+        suite=suite,
+        devices=devices,
+        force=force,
     )
 
 
@@ -160,11 +170,13 @@ def protect_lowered(
     inside: str,
     slicing: Slicing = "auto",
     budget_bytes: int | None = None,
+    suite: Suite = "AES-256-GCM",
     devices: Sequence[str] = ("local",),
     force: bool = False,
 ) -> Protected:
     """The second half of `protect`: the same operations can go into many bundles."""
     _check_choice("slicing", slicing, ("auto", "off"))
+    _check_choice("suite", suite, tuple(SUITES))
     path = Path(out)
     check_output(path, force=force)
     check_devices(devices)
@@ -188,7 +200,7 @@ def protect_lowered(
     )
     parts = _outside_parts(lowered, stages)
     _check_parts(parts)
-    manifest = _manifest(lowered, stages, plan, program, parts)
+    manifest = _manifest(lowered, stages, plan, program, parts, suite)
     write_bundle(
         path,
         manifest=manifest,
@@ -353,6 +365,7 @@ def _manifest(
     plan: Plan,
     program: Program | None,
     parts: Sequence[tuple[str, bytes]],
+    suite: Suite,
 ) -> Manifest:
     graph = lowered.graph
     counts = {"inside": 0, "outside": 0, "torch": 0}
@@ -372,6 +385,7 @@ def _manifest(
     return Manifest(
         cloister=__version__,
         model=lowered.name,
+        suite=suite,
         input=graph.input,
         output=graph.output,
         tensors=tuple(_tensor_info(graph.tensors[name]) for name in crossing),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from cloister.boards import Suite
 from cloister.bundle.file import write_bundle
 from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
 from cloister.compile import ir
@@ -63,7 +64,12 @@ def with_lanes(program: Program, lanes: int) -> Program:
 
 
 def make_sample(
-    seed: int = 0, *, budget_bytes: int | None = None, inside: bool = True, lanes: int | None = None
+    seed: int = 0,
+    *,
+    budget_bytes: int | None = None,
+    inside: bool = True,
+    lanes: int | None = None,
+    suite: Suite = "AES-256-GCM",
 ) -> Sample:
     """x → int8 → `stem` (outside) → `hidden` → mean → `head` (inside)."""
     graph = make_graph(seed)
@@ -87,16 +93,18 @@ def make_sample(
             layers=LAYERS_INSIDE,
         ),
     )
-    manifest = make_manifest(graph, steps, program, [("program", parts[0]), ("constants", parts[1])], budget_bytes)
+    named = [("program", parts[0]), ("constants", parts[1])]
+    manifest = make_manifest(graph, steps, program, named, budget_bytes, suite)
     return Sample(graph=graph, manifest=manifest, program=program, parts=parts)
 
 
-def make_manifest(graph, steps, program, parts, budget_bytes=None) -> Manifest:
+def make_manifest(graph, steps, program, parts, budget_bytes=None, suite: Suite = "AES-256-GCM") -> Manifest:
     names = dict.fromkeys(name for step in steps for name in (*step.inputs, *step.outputs))
     slices = program.slices if program else ()
     return Manifest(
         cloister="0.1.0",
         model="sample",
+        suite=suite,
         input=graph.input,
         output=graph.output,
         tensors=tuple(TensorInfo(**dataclasses.asdict(graph.tensors[name])) for name in names),

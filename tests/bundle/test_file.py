@@ -6,17 +6,20 @@ import errno
 import json
 import os
 import struct
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.bundle import file as bundle_file
+from cloister.bundle import sealing
 from cloister.bundle.file import read_bundle, write_bundle
 from cloister.bundle.manifest import Manifest
 from cloister.errors import BundleError, IntegrityError, OutputExists, UserError
@@ -28,6 +31,8 @@ from tests.bundle.sample import (
     with_digest,
     with_sections,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -71,28 +76,54 @@ def test_bundle_reads_back_as_it_was_written(sample, written, data):
             assert (section.offset, section.offset + section.n_bytes) == found[name]
 
 
-def test_sealed_sections_open_with_the_devices_key_as_the_format_says(sample, written, device):
-    with read_bundle(written) as bundle:
-        recipient = bundle.recipients[1]
-        data = written.read_bytes()
-        program = open_program(bundle, open_key(bundle, recipient, device), data)
+#: Suites with their numbers and ciphers, by the format's page.
+SUITES = {"AES-256-GCM": (1, AESGCM), "ChaCha20-Poly1305": (2, ChaCha20Poly1305)}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_sealed_sections_open_with_the_devices_key_as_the_format_says(suite, device, tmp_path):
+    sample = make_sample(budget_bytes=9000, suite=suite)
+    number, cipher = SUITES[suite]
+    path = sample.write(tmp_path / "m", [new_device(), device.public_key().public_bytes_raw()])
+    with read_bundle(path) as bundle:
+        assert bundle.manifest.suite == suite
+        data = path.read_bytes()
+        key = cipher(open_key(bundle, bundle.recipients[1], device, number))
+        program = open_program(bundle, key, data)
         assert program == sample.program.data
-        assert open_slices(bundle, open_key(bundle, recipient, device), program, data) == [
-            s.data for s in sample.program.slices
-        ]
+        assert open_slices(bundle, key, program, data) == [s.data for s in sample.program.slices]
+        with pytest.raises(InvalidTag):
+            open_key(bundle, bundle.recipients[1], device, 3 - number)
 
 
-def open_key(bundle, recipient, device):
-    suite = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-    info = b"cloister-bundle-1" + bundle.bundle_id
-    return suite.decrypt(recipient.enc + recipient.sealed_key, device, info=info)
+def open_key(bundle, recipient, device, suite):
+    hpke = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+    info = b"cloister-bundle-1" + bundle.bundle_id + struct.pack("<I", suite)
+    return hpke.decrypt(recipient.enc + recipient.sealed_key, device, info=info)
+
+
+def test_chacha_is_the_published_one():
+    """Our side seals with the cipher of the RFC; the enclave's side is tested against the same numbers in C."""
+    vector = json.loads((ROOT / "vectors" / "rfc8439.json").read_text())
+    numbers = {name: bytes.fromhex(text) for name, text in vector.items() if name != "made_by"}
+    cipher = sealing._CIPHERS["ChaCha20-Poly1305"](numbers["key"])
+    sealed = cipher.encrypt(numbers["nonce"], numbers["plaintext"], numbers["aad"])
+    assert sealed == numbers["ciphertext"] + numbers["tag"]
+
+
+@pytest.mark.parametrize("suite", ["AES-128-GCM", "", None, 2])
+def test_unknown_suite_is_refused(suite, data, tmp_path_factory):
+    start, end = sections(data)["manifest"]
+    manifest = json.loads(data[start:end]) | {"suite": suite}
+    with pytest.raises(BundleError, match="suite"):
+        read_changed(tmp_path_factory, with_sections(data, manifest=json.dumps(manifest).encode()))
 
 
 def open_program(bundle, key, data):
     section = bundle.sealed_program
     sealed = data[section.offset : section.offset + section.n_bytes]
     aad = b"cloister-program-1" + bundle.bundle_id + bundle.manifest_sha256
-    return AESGCM(key).decrypt(b"\xff" * 4 + bytes(8), sealed, aad)
+    return key.decrypt(b"\xff" * 4 + bytes(8), sealed, aad)
 
 
 def open_slices(bundle, key, program, data):
@@ -103,7 +134,7 @@ def open_slices(bundle, key, program, data):
     for index, size in enumerate(sizes):
         aad = b"cloister-slice-1" + bundle.bundle_id + hashlib.sha256(program).digest()
         aad += struct.pack("<II", index, n_slices)
-        opened.append(AESGCM(key).decrypt(struct.pack("<I8x", index), data[at : at + size], aad))
+        opened.append(key.decrypt(struct.pack("<I8x", index), data[at : at + size], aad))
         at += size
     return opened
 

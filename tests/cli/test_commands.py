@@ -49,13 +49,26 @@ def test_inspect_tells_the_plan(call, bundle):
     outcome = call("inspect", bundle)
     assert outcome.code == 0
     assert outcome.err == ""
-    for text in ("features.12", "classifier.2", "inside", "outside", "the last 3 of 8 layers", "Steps", "What crosses"):
+    for text in ("features.12", "classifier.2", "inside", "outside", "the last 3 of 8 layers", "AES-256-GCM", "Steps"):
         assert text in outcome.out
+    assert "What crosses" in outcome.out
 
 
 def test_inspect_document_is_the_manifest_with_sizes(call, bundle):
     document = call("inspect", bundle, "-f", "json").document
-    manifest = {"format", "cloister", "model", "input", "output", "tensors", "steps", "plan", "parts", "slices"}
+    manifest = {
+        "format",
+        "cloister",
+        "model",
+        "suite",
+        "input",
+        "output",
+        "tensors",
+        "steps",
+        "plan",
+        "parts",
+        "slices",
+    }
     assert set(document) == manifest | {"schema", "bundle_id", "recipients", "sizes", "crossings"}
     assert document["schema"] == "cloister.inspect/1"
     assert document["sizes"]["file"] == bundle.stat().st_size
@@ -67,6 +80,7 @@ def test_inspect_of_nothing_inside(call, plain_bundle):
     outcome = call("inspect", plain_bundle)
     assert "nothing is inside" in outcome.out
     assert "sealed  " not in outcome.out
+    assert "cipher" not in outcome.out
     assert call("inspect", plain_bundle, "-f", "json").document["crossings"] == []
 
 
@@ -204,7 +218,7 @@ def test_protect_shows_the_plan_and_the_next_command(call):
 def test_protect_document(call, tmp_path):
     args = ["--data", "digits", "--budget", "none", "--bits", "32", "-f", "json"]
     document = call("protect", "zoo:vgg7", *args).document
-    assert list(document) == ["schema", "path", "file_bytes", "model", "devices", "plan", "crossings"]
+    assert list(document) == ["schema", "path", "file_bytes", "model", "suite", "devices", "plan", "crossings"]
     assert document["schema"] == "cloister.protect/1"
     assert document["path"] == "vgg7.cloister"
     assert document["file_bytes"] == (tmp_path / "vgg7.cloister").stat().st_size

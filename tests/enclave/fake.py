@@ -23,12 +23,12 @@ def respond(result=0, sizes=(0, 0, 0, 0), sequence=None, magic=b"CLRS", zero=0):
     stream.sendall(struct.pack("<4sIII4Q", magic, seq if sequence is None else sequence, result, zero, *sizes))
 
 def info(protocol=1, kind=1):
-    put(struct.pack("<IIIIQ32s64s8x", protocol, kind, 0, 0, 65536, KEY, b"fake"))
-    respond(sizes=(128, 0, 0, 0))
+    put(struct.pack("<IIIIQ32s64s32s8x", protocol, kind, 0, 0, 65536, KEY, b"fake", b""))
+    respond(sizes=(160, 0, 0, 0))
 
 def load(n_stages=1, n_slices=2):
-    put(struct.pack("<IIQQ8x", n_stages, n_slices, 8192, 64), 128)
-    respond(sizes=(128, 0, 32, 0))
+    put(struct.pack("<IIQQ8x", n_stages, n_slices, 8192, 64), 136)
+    respond(sizes=(136, 0, 32, 0))
 
 def run(state=0, needed=0, done=0):
     put(struct.pack("<3I", state, needed, done), 20)
@@ -38,7 +38,10 @@ def stats():
     put(struct.pack("<8Q", *range(8)))
     respond(sizes=(64, 0, 0, 0))
 
-answers = {{1: info, 2: load, 3: run, 4: stats}}
+def opened():
+    respond(sizes=(16, 0, 0, 0))
+
+answers = {{1: info, 2: load, 3: run, 4: stats, 5: opened}}
 {behaviour}
 while True:
     frame = b""

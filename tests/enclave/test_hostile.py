@@ -23,9 +23,9 @@ BUDGET_BYTES = 9000
 BY_ENCLAVE = "the enclave refused"
 
 
-@pytest.fixture(scope="module")
-def sample():
-    return make_sample(budget_bytes=BUDGET_BYTES)
+@pytest.fixture(scope="module", params=["AES-256-GCM", "ChaCha20-Poly1305"])
+def sample(request):
+    return make_sample(budget_bytes=BUDGET_BYTES, suite=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,22 @@ def test_changed_manifest_does_not_open(data, attack):
         attack(with_sections(data, manifest=json.dumps(changed).encode()), BundleError, BY_ENCLAVE)
     spaced = json.dumps(manifest, indent=1).encode()  # the same document in other bytes
     attack(with_sections(data, manifest=spaced), BundleError, BY_ENCLAVE)
+
+
+def test_manifest_with_another_suite_does_not_open(data, attack):
+    manifest = json.loads(cut(data, "manifest"))
+    other = {"AES-256-GCM": "ChaCha20-Poly1305", "ChaCha20-Poly1305": "AES-256-GCM"}[manifest["suite"]]
+    changed = json.dumps(manifest | {"suite": other}).encode()
+    attack(with_sections(data, manifest=changed), NotForThisDevice, BY_ENCLAVE)
+
+
+def test_changed_slice_that_stays_is_told_at_load(data, tmp_path):
+    path = tmp_path / "m"
+    changed = bytearray(data)
+    changed[sections(data)["slices"][1] - 1] ^= 1  # the last slice stays
+    path.write_bytes(with_digest(changed))
+    with pytest.raises(BundleError, match="refused `open`"):
+        load(path)
 
 
 def test_swapped_slices_do_not_open(data, attack, tmp_path):

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -18,12 +19,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister.bundle.file import write_bundle
+from cloister.bundle.file import Section, write_bundle
 from cloister.bundle.keys import recipients
-from cloister.bundle.manifest import Step
+from cloister.bundle.manifest import SliceEntry, Step
 from cloister.compile.program import Stage, build_inside, build_outside, constants
 from cloister.enclave import session as session_module
-from cloister.enclave.session import load
+from cloister.enclave.session import _Windows, load
 from cloister.errors import (
     BundleError,
     EnclaveCrashed,
@@ -55,7 +56,9 @@ def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     local = recipients(["local"])
     made = {b: make_sample(budget_bytes=b).write(folder / f"{b}.cloister", local) for b in BUDGETS}
-    return made | {"open": make_sample(inside=False).write(folder / "open.cloister", [])}
+    chacha = make_sample(budget_bytes=9000, suite="ChaCha20-Poly1305").write(folder / "chacha.cloister", local)
+    open_ = make_sample(inside=False).write(folder / "open.cloister", [])
+    return made | {"open": open_, "ChaCha20-Poly1305": chacha}
 
 
 def expected(x, seed=0):
@@ -65,7 +68,7 @@ def expected(x, seed=0):
 # --- Results -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [*BUDGETS, "open"])
+@pytest.mark.parametrize("budget", [*BUDGETS, "open", "ChaCha20-Poly1305"])
 @pytest.mark.parametrize("window_bytes", [None, 1, 600, 10**9])
 def test_any_slicing_and_window_gives_the_oracles_bits(budget, window_bytes, bundles):
     x = images(5)
@@ -255,11 +258,45 @@ def test_stats_after_a_crash_that_nobody_asked_before_have_the_sessions_own_coun
     assert stats.isolation == "process isolation, not hardware"
 
 
-def test_resident_slices_are_opened_once(bundles):
-    with load(bundles[None]) as session:
+@pytest.mark.parametrize("window_bytes", [None, 1])
+def test_slices_that_stay_are_opened_once_and_at_load(window_bytes, bundles):
+    with load(bundles[None], window_bytes=window_bytes) as session:
+        loaded = session.stats
+        assert (loaded.slices_opened, loaded.calls, loaded.images) == (2, 0, 0)
+        assert loaded.slice_bytes_opened == sum(s.n_bytes for s in session.bundle.manifest.slices)
+        assert loaded.seconds_opening > 0
         for _ in range(3):
             session.run(images(2))
         assert session.stats.slices_opened == 2
+        assert session.stats.calls == 3
+
+
+def test_slices_that_stream_are_not_opened_at_load(bundles):
+    with load(bundles[9000]) as session:
+        resident = [s.n_bytes for s in session.bundle.manifest.slices if s.resident]
+        assert 0 < len(resident) < len(session.bundle.manifest.slices)
+        assert (session.stats.slices_opened, session.stats.slice_bytes_opened) == (len(resident), sum(resident))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    slices=st.lists(st.tuples(st.one_of(st.integers(1, 50), st.integers(1, 5000)), st.booleans()), max_size=12),
+    window_bytes=st.one_of(st.none(), st.integers(1, 200)),
+    room_bytes=st.sampled_from([4096, 8192, sys.maxsize]),
+)
+def test_windows_at_load_hold_each_slice_that_stays_once(slices, window_bytes, room_bytes):
+    entries = tuple(SliceEntry("layer", 0, 1, n_bytes, stays) for n_bytes, stays in slices)
+    sizes = [n_bytes + 16 for n_bytes, _ in slices]
+    bundle = SimpleNamespace(
+        slices=Section(1000, sum(sizes)), manifest=msgspec.structs.replace(make_sample().manifest, slices=entries)
+    )
+    shown = []
+    for first, count, window in _Windows(bundle, window_bytes).resident(room_bytes):
+        assert window.offset == 1000 + sum(sizes[:first])
+        assert window.size == sum(sizes[first : first + count])
+        assert count == 1 or window.size <= min(window_bytes or room_bytes, room_bytes)
+        shown += range(first, first + count)
+    assert shown == [index for index, (_, stays) in enumerate(slices) if stays]
 
 
 def test_nothing_inside_needs_no_enclave(bundles):
@@ -303,6 +340,20 @@ def test_closed_session_refuses_to_run(bundles):
 def fake_key():
     """What the fake enclave says is its key; any point that can be sealed to."""
     return bytes.fromhex("09" + "00" * 31)
+
+
+HOSTILE_AT_LOAD = {
+    "refuses": ("respond(result=0xFFFF0006)", ProtocolError),
+    "calls a slice changed": ("respond(result=0xFFFF3071)", BundleError),
+    "dies": ("os.kill(os.getpid(), 9)", EnclaveCrashed),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "error"), HOSTILE_AT_LOAD.values(), ids=HOSTILE_AT_LOAD)
+def test_enclave_that_does_not_open_ahead_does_not_load(behaviour, error, monkeypatch, tmp_path):
+    fake.install(monkeypatch, tmp_path, f"answers[5] = lambda: {behaviour}", key=fake_key())
+    with pytest.raises(error, match="`open`"):
+        load(make_sample().write(tmp_path / "m", [fake_key()]))
 
 
 HOSTILE = {

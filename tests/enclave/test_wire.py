@@ -109,8 +109,9 @@ def test_known_results_have_their_error(result):
     assert "`load`" in str(error.value)
 
 
-def info(protocol=1, kind=1, flags=0, zero=0, heap=1 << 16, version=b"cloister 0.1.0"):
-    return struct.pack("<IIIIQ32s64s8x", protocol, kind, flags, zero, heap, bytes(range(32)), version)
+def info(protocol=1, kind=1, flags=0, zero=0, heap=1 << 16, version=b"cloister 0.1.0", board=b""):
+    key = bytes(range(32))
+    return struct.pack("<IIIIQ32s64s32s8x", protocol, kind, flags, zero, heap, key, version, board)
 
 
 def test_info_names_its_flags_in_the_pages_order():
@@ -120,7 +121,7 @@ def test_info_names_its_flags_in_the_pages_order():
         assert [n for n in names if getattr(hardening, n)] == [name]
 
 
-@given(st.integers(0, 127))
+@given(st.integers(0, 255))
 def test_local_enclave_never_claims_hardware(flags):
     read = wire.unpack_info(info(flags=flags))
     assert read.kind == "local"
@@ -128,9 +129,24 @@ def test_local_enclave_never_claims_hardware(flags):
 
 
 def test_info_reads_back():
-    read = wire.unpack_info(info(kind=2, flags=64))
-    assert (read.kind, read.isolation, read.heap_bytes) == ("optee", "hardware isolation", 1 << 16)
+    read = wire.unpack_info(info(kind=2, flags=64, board=b"qemu-virt"))
+    assert (read.kind, read.heap_bytes, read.board) == ("optee", 1 << 16, "qemu-virt")
     assert (read.public_key, read.version) == (bytes(range(32)), "cloister 0.1.0")
+    assert wire.unpack_info(info()).board == ""
+
+
+NO_SECURE_RAM = "OP-TEE without secure RAM: the normal world can read it"
+ISOLATION = {
+    0: NO_SECURE_RAM,
+    64: "hardware isolation",
+    128: f"{NO_SECURE_RAM}, a demonstration",
+    192: "hardware isolation, a demonstration",
+}
+
+
+@pytest.mark.parametrize("flags", ISOLATION)
+def test_optee_says_what_its_isolation_is_worth(flags):
+    assert wire.unpack_info(info(kind=2, flags=flags)).isolation == ISOLATION[flags]
 
 
 @pytest.mark.parametrize("bad", [{"protocol": 2}, {"kind": 0}, {"kind": 3}, {"zero": 1}])
@@ -140,8 +156,10 @@ def test_info_of_another_kind_is_refused(bad):
 
 
 def test_blocks_have_the_pages_layout():
-    block = wire.pack_load(b"i" * 16, b"m" * 32, b"e" * 32, b"k" * 48)
-    assert block == b"i" * 16 + b"m" * 32 + b"e" * 32 + b"k" * 48
+    block = wire.pack_load(b"i" * 16, b"m" * 32, b"e" * 32, b"k" * 48, 2)
+    assert block == b"i" * 16 + b"m" * 32 + b"e" * 32 + b"k" * 48 + b"\2" + bytes(7)
+    assert len(block) == wire.LOAD_BYTES
+    assert wire.pack_open(3, 4) == struct.pack("<4I", 3, 4, 0, 0)
     block = wire.pack_run(1, 2, 3, 4, resume=True)
     assert struct.unpack("<16I", block) == (1, 2, 3, 4, 1, *[0] * 11)
     assert wire.unpack_loaded(struct.pack("<IIQQ8x", 1, 2, 3, 4)) == wire.Loaded(1, 2, 3, 4)

@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<8sII16sQQQQ")
 _RECIPIENT = struct.Struct("<32s32s48s")
 _DIGEST_BYTES = 32
 _HASH_BYTES = 1 << 20
-#: What sealing adds to what is sealed: the tag of AES-GCM.
+#: What sealing adds to what is sealed: a tag, as long in every suite.
 TAG_BYTES = 16
 #: A program is at least a header of 64 bytes.
 _MIN_SEALED_PROGRAM_BYTES = 64 + TAG_BYTES
@@ -340,17 +340,19 @@ def _seal(
     bundle_id, content_key = secrets.token_bytes(16), secrets.token_bytes(sealing.CONTENT_KEY_BYTES)
     manifest_json = msgspec.json.encode(manifest)
     manifest_sha256 = hashlib.sha256(manifest_json).digest()
-    keys = [sealing.seal_content_key(content_key, key, bundle_id) for key in recipients]
+    suite = manifest.suite
+    keys = [sealing.seal_content_key(content_key, key, bundle_id=bundle_id, suite=suite) for key in recipients]
     sealed_program, sealed_slices = b"", []
     if program is not None:
         sealed_program = sealing.seal_program(
-            content_key, program, bundle_id=bundle_id, manifest_sha256=manifest_sha256
+            content_key, program, suite=suite, bundle_id=bundle_id, manifest_sha256=manifest_sha256
         )
         program_sha256 = hashlib.sha256(program).digest()
         sealed_slices = [
             sealing.seal_slice(
                 content_key,
                 data,
+                suite=suite,
                 bundle_id=bundle_id,
                 program_sha256=program_sha256,
                 index=index,

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from cloister.boards import Suite
 from cloister.planning.plan import Plan
 
 __all__ = ["Manifest", "Part", "SliceEntry", "Step", "TensorInfo"]
@@ -88,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         format: version of this document, 1.
         cloister: version of the package that made it.
         model: the target as given.
+        suite: cipher that program and slices are sealed with.
         input: name of the model's input among `tensors`.
         output: name of the model's output among `tensors`.
         tensors: the model's input and output, and all that enters or leaves a stage.
@@ -100,6 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format: Literal[1] = 1
     cloister: str
     model: str
+    suite: Suite
     input: str
     output: str
     tensors: tuple[TensorInfo, ...]

@@ -78,12 +78,14 @@ def _show(document: InspectDocument, path: Path) -> None:
         ("bundle id", document.bundle_id),
         ("file", format_bytes(sizes.file)),
         ("sealed", f"program {format_bytes(sizes.sealed_program)}, {_slices(n_slices, n_resident, sizes)}"),
+        ("cipher", document.suite),
         ("in the clear", format_bytes(sizes.outside)),
         ("inside memory", plans.budget_text(plan)),
         ("side by side", plans.lanes_text(plan)),
         ("opens in", ", ".join(document.recipients) or "any device: nothing is sealed"),
     ]
-    ui.fields(str(path), rows if n_slices else [row for row in rows if row[0] not in ("sealed", "side by side")])
+    sealed_only = ("sealed", "cipher", "side by side")
+    ui.fields(str(path), rows if n_slices else [row for row in rows if row[0] not in sealed_only])
     plans.show_plan("Plan", plan)
     shapes = {tensor.name: plans.show_shape(tensor.shape) for tensor in document.tensors}
     steps = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 import msgspec
 
+from cloister.boards import Suite
 from cloister.bundle.crossing import Crossing, crossings
 from cloister.bundle.keys import check_devices
 from cloister.cli import options, plans, ui
@@ -34,6 +35,7 @@ class ProtectDocument(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     file_bytes: int
     model: str
+    suite: Suite
     devices: tuple[str, ...]
     plan: Plan
     crossings: tuple[Crossing, ...]
@@ -172,6 +174,7 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
             path=str(protected.path),
             file_bytes=n_bytes,
             model=manifest.model,
+            suite=manifest.suite,
             devices=devices,
             plan=plan,
             crossings=crossing,
@@ -181,7 +184,11 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
     plans.show_plan(f"Plan for {manifest.model}, {'int8' if plan.bits == 8 else 'float32'}", plan)
     plans.show_crossings(crossing)
     rows = [("bundle", f"{protected.path}, {format_bytes(n_bytes)}"), ("inside memory", plans.budget_text(plan))]
-    inside = [("side by side", plans.lanes_text(plan)), ("opens in", ", ".join(devices))]
+    inside = [
+        ("side by side", plans.lanes_text(plan)),
+        ("cipher", manifest.suite),
+        ("opens in", ", ".join(devices)),
+    ]
     ui.fields("", [*rows, *inside] if crossing else rows)
     source = ["--data", data] if data else ["--input", "images.npy", "-o", "outputs.npy"]
     ui.next_steps("Next", [["cloister", "run", str(protected.path), *source]])

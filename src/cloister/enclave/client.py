@@ -98,6 +98,20 @@ class Enclave(abc.ABC):
         self.call(Command.RUN, [block, images, results, window])
         return wire.unpack_run(self.payload[: wire.RUN_BYTES])
 
+    def open_slices(self, first: int, count: int, window: Parameter) -> None:
+        """Open slices ahead of the first run.
+
+        Args:
+            first: index of the first of them.
+            count: how many.
+            window: where they lie, sealed.
+
+        Raises:
+            EnclaveError, IntegrityError: it fails.
+        """
+        self.payload[: wire.OPEN_BYTES] = wire.pack_open(first, count)
+        self.call(Command.OPEN, [Parameter(Kind.INPUT, Region.PAYLOAD, 0, wire.OPEN_BYTES), window])
+
     def stats(self) -> EnclaveStats:
         """What the enclave measured since it was started."""
         return wire.unpack_stats(self._answer(Command.STATS, wire.STATS_BYTES))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cloister.boards import SUITES
 from cloister.bundle.file import Bundle, read_bundle, sealed_slice_bytes
 from cloister.bundle.keys import fingerprint
 from cloister.bundle.manifest import Step
@@ -346,6 +348,7 @@ class _Inside:
         try:
             self.most_images = self._most_images(step_bytes)
             self.loaded = self._load()
+            self._open_resident()
         except BaseException:
             self.enclave.close()
             raise
@@ -359,7 +362,8 @@ class _Inside:
                 f"{bundle.path}: expected a bundle for this device ({fingerprint(key)}), but it is for {others}",
                 "protect the model for this device's public key",
             )
-        block = wire.pack_load(bundle.bundle_id, bundle.manifest_sha256, recipient.enc, recipient.sealed_key)
+        suite = SUITES[bundle.manifest.suite]
+        block = wire.pack_load(bundle.bundle_id, bundle.manifest_sha256, recipient.enc, recipient.sealed_key, suite)
         loaded = self.enclave.load(block, (bundle.sealed_program.offset, bundle.sealed_program.n_bytes))
         manifest = bundle.manifest
         expected = sum(step.world == "inside" for step in manifest.steps), len(manifest.slices)
@@ -369,6 +373,11 @@ class _Inside:
                 f"but got {loaded.n_stages} and {loaded.n_slices}"
             )
         return loaded
+
+    def _open_resident(self) -> None:
+        """Open all slices that stay: damage shows now, and the first run is as fast as any other."""
+        for first, count, window in self._windows.resident(self._room_bytes()):
+            self.enclave.open_slices(first, count, window)
 
     def _most_images(self, step_bytes: int) -> int:
         """How many images may travel together beside the largest slice; `step_bytes` is the payload of one."""
@@ -413,11 +422,11 @@ class _Inside:
                 raise ProtocolError(f"the enclave asks for slice {state.needed_slice} and does not get any further")
             first, resume, before = state.needed_slice, True, here
 
-    def _room_bytes(self, images: Parameter, results: Parameter) -> int:
-        """What a call has left for slices."""
+    def _room_bytes(self, *others: Parameter) -> int:
+        """What a call has left for slices beside its block and the others."""
         if self.enclave.shared_bytes is None:
             return sys.maxsize
-        return self.enclave.shared_bytes - _PAGE_BYTES - _pages(images.size) - _pages(results.size)
+        return self.enclave.shared_bytes - _PAGE_BYTES - sum(_pages(other.size) for other in others)
 
     def stats(self) -> EnclaveStats:
         """What the enclave measured; the last known if it does not tell any more."""
@@ -437,6 +446,7 @@ class _Windows:
     def __init__(self, bundle: Bundle, window_bytes: int | None) -> None:
         self._start = bundle.slices.offset
         self._sizes = sealed_slice_bytes(bundle.manifest)
+        self._resident = [piece.resident for piece in bundle.manifest.slices]
         self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
 
     @property
@@ -444,11 +454,22 @@ class _Windows:
         """Sealed bytes of the largest slice."""
         return max(self._sizes, default=0)
 
-    def at(self, first: int, room_bytes: int) -> tuple[int, Parameter]:
-        """(number of slices, where they lie) of the window that starts at a slice and takes no more than the room."""
+    def resident(self, room_bytes: int) -> Iterator[tuple[int, int, Parameter]]:
+        """(first slice, number of slices, where they lie) of windows over all slices that stay and no others."""
+        first = 0
+        for stay, run in itertools.groupby(self._resident):
+            end = first + len(list(run))
+            while stay and first < end:
+                count, window = self.at(first, room_bytes, end)
+                yield first, count, window
+                first += count
+            first = end
+
+    def at(self, first: int, room_bytes: int, end: int | None = None) -> tuple[int, Parameter]:
+        """(number of slices, where they lie) of the window from a slice on, before `end`, that the room holds."""
         count, size = 0, 0
         limit_bytes = min(self._limit_bytes, room_bytes // _PAGE_BYTES * _PAGE_BYTES)
-        for n_bytes in self._sizes[first:]:
+        for n_bytes in self._sizes[first:end]:
             if count and size + n_bytes > limit_bytes:
                 break
             count, size = count + 1, size + n_bytes

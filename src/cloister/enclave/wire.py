@@ -25,6 +25,7 @@ __all__ = [
     "LOADED_BYTES",
     "LOAD_BYTES",
     "NO_PARAMETER",
+    "OPEN_BYTES",
     "PROTOCOL_VERSION",
     "REQUEST_BYTES",
     "RESPONSE_BYTES",
@@ -41,6 +42,7 @@ __all__ = [
     "RunState",
     "check_result",
     "pack_load",
+    "pack_open",
     "pack_request",
     "pack_run",
     "unpack_info",
@@ -53,20 +55,22 @@ __all__ = [
 PROTOCOL_VERSION = 1
 REQUEST_BYTES = 112
 RESPONSE_BYTES = 48
-INFO_BYTES = 128
-LOAD_BYTES = 128
+INFO_BYTES = 160
+LOAD_BYTES = 136
 LOADED_BYTES = 32
 RUN_BYTES = 64
+OPEN_BYTES = 16
 STATS_BYTES = 64
 N_PARAMETERS = 4
 
 _REQUEST_HEAD = struct.Struct("<4sIII")
 _PARAMETER = struct.Struct("<IIQQ")
 _RESPONSE = struct.Struct("<4sIII4Q")
-_INFO = struct.Struct("<IIIIQ32s64s8x")
-_LOAD = struct.Struct("<16s32s32s48s")
+_INFO = struct.Struct("<IIIIQ32s64s32s8x")
+_LOAD = struct.Struct("<16s32s32s48sII")
 _LOADED = struct.Struct("<IIQQ8x")
 _RUN = struct.Struct("<8I32x")
+_OPEN = struct.Struct("<IIII")
 _STATS = struct.Struct("<8Q")
 _DONE, _NEEDS_SLICE = 0, 1
 
@@ -78,6 +82,7 @@ class Command(enum.IntEnum):
     LOAD = 2
     RUN = 3
     STATS = 4
+    OPEN = 5
     #: Answered by `cloister-host`, see "Over a byte stream".
     STORE = 0x80000001
     OUTSIDE_LOAD = 0x80000002
@@ -165,7 +170,7 @@ _RESULTS: dict[int, tuple[type[CloisterError], str, str | None]] = {
     0xFFFF0005: (BundleError, "the inside program breaks a rule of its format", "protect the model again"),
     0xFFFF000A: (
         BundleError,
-        "the inside program has a format that this enclave does not know",
+        "the inside program has a format or a cipher suite that this enclave does not know",
         "use the enclave of the version of cloister that made the bundle",
     ),
     0xFFFF000C: (
@@ -216,6 +221,7 @@ class Hardening(msgspec.Struct, frozen=True, kw_only=True):
         memory_hidden: its memory is out of the kernel's own reach (`memfd_secret`).
         system_call_filter: it can make only the few system calls that it needs.
         hardware_isolation: the processor keeps the rest of the machine out.
+        demonstration: whoever has the board can read or replace the inside.
     """
 
     not_dumpable: bool
@@ -225,6 +231,7 @@ class Hardening(msgspec.Struct, frozen=True, kw_only=True):
     memory_hidden: bool
     system_call_filter: bool
     hardware_isolation: bool
+    demonstration: bool
 
 
 class EnclaveInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,6 +244,7 @@ class EnclaveInfo(msgspec.Struct, frozen=True, kw_only=True):
         heap_bytes: the most memory that it may allocate.
         public_key: the device's X25519 public key, 32 bytes.
         version: its version text.
+        board: the board that it was built for, as in the board profiles; empty for a local process.
     """
 
     kind: str
@@ -245,6 +253,7 @@ class EnclaveInfo(msgspec.Struct, frozen=True, kw_only=True):
     heap_bytes: int
     public_key: bytes
     version: str
+    board: str = ""
 
 
 _KINDS = {1: "local", 2: "optee"}
@@ -256,7 +265,7 @@ def unpack_info(block: bytes) -> EnclaveInfo:
     Raises:
         ProtocolError: another protocol version, or an unknown kind of enclave.
     """
-    protocol, kind, flags, zero, heap_bytes, public_key, version = _INFO.unpack(block)
+    protocol, kind, flags, zero, heap_bytes, public_key, version, board = _INFO.unpack(block)
     if protocol != PROTOCOL_VERSION:
         raise ProtocolError(
             f"expected wire protocol {PROTOCOL_VERSION}, but the enclave speaks {protocol}",
@@ -266,20 +275,48 @@ def unpack_info(block: bytes) -> EnclaveInfo:
         raise ProtocolError(f"the enclave says that it is of the unknown kind {kind}")
     names = Hardening.__struct_fields__
     hardening = Hardening(**{name: bool(flags >> bit & 1) for bit, name in enumerate(names)})
-    hardware = hardening.hardware_isolation and kind != 1
     return EnclaveInfo(
         kind=_KINDS[kind],
-        isolation="hardware isolation" if hardware else "process isolation, not hardware",
+        isolation=_isolation(_KINDS[kind], hardening),
         hardening=hardening,
         heap_bytes=heap_bytes,
         public_key=public_key,
         version=version.rstrip(b"\0").decode("utf-8", "replace"),
+        board=board.rstrip(b"\0").decode("ascii", "replace"),
     )
 
 
-def pack_load(bundle_id: bytes, manifest_sha256: bytes, enc: bytes, sealed_key: bytes) -> bytes:
-    """Parameter 0 of `load`."""
-    return _LOAD.pack(bundle_id, manifest_sha256, enc, sealed_key)
+def _isolation(kind: str, hardening: Hardening) -> str:
+    """What keeps the rest of the machine out, in words; a process has no say in it."""
+    if kind == "local":
+        return "process isolation, not hardware"
+    words = "OP-TEE without secure RAM: the normal world can read it"
+    if hardening.hardware_isolation:
+        words = "hardware isolation"
+    return words + (", a demonstration" if hardening.demonstration else "")
+
+
+def pack_load(bundle_id: bytes, manifest_sha256: bytes, enc: bytes, sealed_key: bytes, suite: int) -> bytes:
+    """Parameter 0 of `load`.
+
+    Args:
+        bundle_id: 16 bytes.
+        manifest_sha256: 32 bytes.
+        enc: 32 bytes.
+        sealed_key: 48 bytes.
+        suite: the bundle's, by its number.
+    """
+    return _LOAD.pack(bundle_id, manifest_sha256, enc, sealed_key, suite, 0)
+
+
+def pack_open(first: int, count: int) -> bytes:
+    """Parameter 0 of `open`.
+
+    Args:
+        first: index of the first slice in parameter 1.
+        count: number of slices there.
+    """
+    return _OPEN.pack(first, count, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

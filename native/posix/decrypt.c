@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "decrypt.h"
+
+#include <string.h>
+
+/* OpenSSL counts in int, so long buffers are given in parts. */
+static bool feed(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
+                 size_t n_bytes)
+{
+    while (n_bytes != 0) {
+        int part = n_bytes < (1u << 30) ? (int)n_bytes : 1 << 30;
+        int written = 0;
+        if (EVP_DecryptUpdate(cipher, to, &written, from, part) != 1) {
+            return false;
+        }
+        from += part;
+        to = to != NULL ? to + part : NULL;
+        n_bytes -= (size_t)part;
+    }
+    return true;
+}
+
+bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes)
+{
+    return feed(cipher, NULL, aad, n_bytes);
+}
+
+static bool set_tag(EVP_CIPHER_CTX *cipher, const uint8_t *tag)
+{
+    uint8_t expected[CL_DECRYPT_TAG_BYTES];
+    memcpy(expected, tag, sizeof expected);
+    return EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_AEAD_SET_TAG,
+                               CL_DECRYPT_TAG_BYTES, expected) == 1;
+}
+
+TEE_Result cl_decrypt_final(EVP_CIPHER_CTX *cipher, uint8_t *to,
+                            const uint8_t *from, size_t n_bytes,
+                            const uint8_t *tag)
+{
+    uint8_t rest[CL_DECRYPT_TAG_BYTES];
+    int written = 0;
+    TEE_Result result = TEE_SUCCESS;
+    if (!feed(cipher, to, from, n_bytes) || !set_tag(cipher, tag)) {
+        result = TEE_ERROR_GENERIC;
+    } else if (EVP_DecryptFinal_ex(cipher, rest, &written) != 1) {
+        result = TEE_ERROR_MAC_INVALID;
+    }
+    if (result != TEE_SUCCESS) {
+        TEE_MemFill(to, 0, n_bytes);
+    }
+    return result;
+}
