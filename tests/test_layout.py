@@ -46,7 +46,7 @@ def imported(path):
             yield str(node.module)
 
 
-@pytest.mark.parametrize("folder", ["bundle", "enclave", "planning"])
+@pytest.mark.parametrize("folder", ["bundle", "emulator", "enclave", "planning"])
 def test_what_runs_on_a_device_needs_no_torch(folder):
     for path in (SOURCE / folder).glob("*.py"):
         if path.name != "torch_stage.py":
@@ -58,6 +58,7 @@ def test_imports_go_one_way():
         "compile": ("cloister.cli", "cloister.demo", "cloister.protection", "cloister.enclave", "cloister.bundle"),
         "planning": ("cloister.cli", "cloister.protection", "cloister.enclave", "cloister.bundle", "cloister.compile"),
         "bundle": ("cloister.cli", "cloister.protection"),
+        "emulator": ("cloister.cli", "cloister.protection"),
         "enclave": ("cloister.cli", "cloister.protection"),
     }
     for folder, names in forbidden.items():

@@ -10,7 +10,10 @@ import cloister as package
 from cloister.cli import cloister
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMANDS = ["", "demo", "train", "protect", "run", "inspect", "keys", "keys show", "keys export", "doctor"]
+COMMANDS = [
+    *("", "demo", "train", "protect", "run", "inspect", "keys", "keys show", "keys export"),
+    *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs", "doctor"),
+]
 
 
 def find(words):
@@ -64,7 +67,7 @@ def test_version(call, flag):
     assert call(flag).out == f"cloister {package.__version__}\n"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("", "keys")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("", "keys", "emulator")])
 def test_every_command_has_formats(name):
     assert any("--format" in option.opts and "-f" in option.opts for option in find(name.split()).params)
 

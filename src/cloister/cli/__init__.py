@@ -16,6 +16,7 @@ from cloister import __version__
 from cloister.cli import ui
 from cloister.cli.demo import demo
 from cloister.cli.doctor import doctor
+from cloister.cli.emulator import emulator
 from cloister.cli.inspect import inspect
 from cloister.cli.keys import keys
 from cloister.cli.protect import protect
@@ -61,7 +62,7 @@ def cloister() -> None:
     """Keep the part of a neural network that remembers its training data inside an enclave."""
 
 
-for _command in (demo, train, protect, run, inspect, keys, doctor):
+for _command in (demo, train, protect, run, inspect, keys, emulator, doctor):
     cloister.add_command(_command)
 
 

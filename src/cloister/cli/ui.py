@@ -30,6 +30,7 @@ __all__ = [
     "failed",
     "fields",
     "json",
+    "lines",
     "next_steps",
     "number",
     "percent",
@@ -77,6 +78,11 @@ def json(document: msgspec.Struct) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def lines(texts: Sequence[str]) -> None:
+    """Print lines as they are, but for what would steer a terminal."""
+    sys.stdout.write("".join(f"{_clean(text)}\n" for text in texts))
 
 
 def table(

@@ -1,0 +1,159 @@
+"""What the emulator's machines have in common. What is a machine's own lies in a file of its name."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cloister.boards import Board, load_board
+from cloister.emulator import build, hosttools
+from cloister.emulator.apt import Apt
+from cloister.emulator.cache import Cache, digest_of_folder
+
+__all__ = ["Images", "Machine", "in_option"]
+
+_FILES = "files.txt"
+
+
+class Images(NamedTuple):
+    """What a machine boots from.
+
+    Attributes:
+        firmware: folder of what `Machine.build_firmware` made.
+        kernel: Linux, as QEMU loads it.
+        initrd: its first file system, with the trusted application in it.
+    """
+
+    firmware: Path
+    kernel: Path
+    initrd: Path
+
+
+class Machine(abc.ABC):
+    """A machine that QEMU acts as.
+
+    Attributes:
+        name: as `--machine` takes it.
+        board: name of its board profile.
+        suite: Debian's release that it is made of.
+        packages: binary packages for arm64.
+        kernel: a metapackage that depends on the kernel's; unpacked as `linux`.
+        sources: source packages; unpacked in `src`.
+        modules: the kernel's modules that the guest loads.
+        n_ports: how many clients it can serve at once.
+    """
+
+    name: str
+    board: str
+    suite: str
+    packages: tuple[str, ...]
+    kernel: str
+    sources: tuple[str, ...]
+    modules: tuple[str, ...]
+    n_ports: int
+
+    @abc.abstractmethod
+    def build_firmware(self, packages: Path, target: Path) -> None:
+        """Build what runs before Linux.
+
+        Args:
+            packages: what was fetched and unpacked.
+            target: the folder to fill.
+        """
+
+    @abc.abstractmethod
+    def build_programs(self, packages: Path, target: Path) -> None:
+        """Build the trusted application and `cloister-host`; see `build.build_programs`."""
+
+    @abc.abstractmethod
+    def arguments(self, images: Images, folder: Path) -> list[str]:
+        """QEMU's arguments, but for those that all machines have.
+
+        QEMU starts in the folder, so that names in it can be relative: `linux.log`, `optee.log`, the control port
+        `control` (a pair of pipes), and the sockets `port0` and so on. Afterwards it works in the root folder: disks,
+        which it opens again, have their whole path.
+
+        Args:
+            images: what it boots from.
+            folder: the running machine's folder.
+        """
+
+    def fetch(self, downloads: Path, target: Path) -> None:
+        """Fetch and unpack packages.
+
+        Args:
+            downloads: keeps what was fetched, also when the rest fails.
+            target: the folder to fill.
+        """
+        apt = Apt(downloads / self.suite, self.suite)
+        apt.update()
+        kernel = apt.dependency(self.kernel)
+        files = apt.unpack([*self.packages, kernel], target)
+        (target / kernel).rename(target / "linux")
+        files += apt.unpack_sources(self.sources, target / "src")
+        (target / _FILES).write_text("".join(f"{file}\n" for file in files))
+
+    @property
+    def profile(self) -> Board:
+        """Its board profile."""
+        return load_board(self.board)
+
+    def images(self, cache: Cache, tell: Callable[[str], None], *, anew: bool) -> Images:
+        """Fetch and build what is not there yet.
+
+        Args:
+            cache: where it is kept.
+            tell: told what is done.
+            anew: build also what is there.
+
+        Raises:
+            EnclaveUnavailable: the host lacks something, or a step fails.
+        """
+        packages = self._packages(cache, tell)
+        files = (packages / _FILES).read_text()
+        recipe = [files, self._recipe()]
+
+        def firmware(new: Path) -> None:
+            _ready_to_build()
+            tell("building the firmware")
+            self.build_firmware(packages, new)
+
+        def boot(new: Path) -> None:
+            _ready_to_build()
+            tell("building the trusted application")
+            self.build_programs(packages, new)
+            build.build_initrd(packages, new, self.modules, new / "initrd.cpio")
+
+        sources = digest_of_folder(build.native_sources())
+        inputs = [recipe, sources, self.profile]
+        built_firmware = cache.made(f"{self.name}-firmware", recipe, firmware, anew=anew)
+        built = cache.made(f"{self.name}-boot", inputs, boot, anew=anew)
+        (kernel,) = (packages / "linux" / "boot").glob("vmlinuz-*")
+        return Images(built_firmware, kernel, built / "initrd.cpio")
+
+    def _packages(self, cache: Cache, tell: Callable[[str], None]) -> Path:
+        def fetch(new: Path) -> None:
+            _ready_to_build()
+            tell("fetching Debian's packages")
+            self.fetch(cache.root / "downloads", new)
+
+        wanted: list[Any] = [self.suite, self.packages, self.kernel, self.sources]
+        return cache.made(f"{self.name}-packages", wanted, fetch)
+
+    def _recipe(self) -> str:
+        """Changes with what says how to build."""
+        folder = Path(__file__).parent
+        parts = [folder / "machines.py", folder / "build.py", folder / f"{self.name}.py", build.guest_init()]
+        return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
+
+
+def in_option(path: Path) -> str:
+    """A path as a part of one of QEMU's options, in which commas set parts apart."""
+    return str(path).replace(",", ",,")
+
+
+def _ready_to_build() -> None:
+    hosttools.require(hosttools.RUNNING, hosttools.BUILDING)

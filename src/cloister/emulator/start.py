@@ -1,0 +1,149 @@
+"""Bringing a machine up: what it boots from, its storage, from a saved state or from nothing, to the first answer."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cloister.emulator import hosttools, qemu
+from cloister.emulator.cache import Cache, cache_folder
+from cloister.emulator.control import control, make_pipes
+from cloister.emulator.instance import Instance, Start, Status
+from cloister.emulator.machines import Images
+from cloister.enclave.stream import StreamEnclave
+from cloister.errors import EnclaveError, EnclaveUnavailable
+from cloister.progress import Progress
+
+__all__ = ["bring_up"]
+
+_STORAGE_BYTES = 16 << 20
+_BOOT_SECONDS = 180.0
+_GO_SECONDS = 60.0
+_LOGS = ("linux.log", "optee.log")
+#: Packages, firmware, trusted application, storage, boot, state, answer.
+_N_STEPS = 7
+
+
+def bring_up(instance: Instance, *, fresh: bool, progress: Progress | None) -> Status:
+    """Bring a machine up, unless it runs. Another process that does the same is waited for.
+
+    Args:
+        instance: the machine.
+        fresh: build everything anew from the packages that are there, and start from nothing.
+        progress: told what is done.
+
+    Raises:
+        EnclaveError: a step fails; nothing is left running.
+    """
+    tell = _teller(progress)
+    instance.make_folder()
+    with instance.locked(tell):
+        status = instance.status()
+        if status.start and not fresh:
+            return status
+        instance.down()
+        cache = Cache(cache_folder() / "emulator", tell)
+        images = instance.machine.images(cache, tell, anew=fresh)
+        _make_storage(instance.folder / "storage.img", tell)
+        try:
+            _start(instance, images, cache, tell, fresh=fresh)
+        except BaseException:
+            instance.kill()
+            raise
+        return instance.status()
+
+
+def _teller(progress: Progress | None) -> Callable[[str], None]:
+    n_told = 0
+
+    def tell(text: str) -> None:
+        nonlocal n_told
+        if progress:
+            progress.update(min(n_told, _N_STEPS), _N_STEPS, text)
+        n_told += 1
+
+    return tell
+
+
+def _make_storage(path: Path, tell: Callable[[str], None]) -> None:
+    """Make the disk that keeps what OP-TEE stores, unless it is there: it holds the device key."""
+    if path.exists():
+        return
+    tell("making the storage")
+    hosttools.require({"e2fsprogs": hosttools.BUILDING["e2fsprogs"]})
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.truncate(_STORAGE_BYTES)
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", new]
+    hosttools.run_tool(words, "the storage cannot be made")
+    new.rename(path)
+
+
+def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str], None], *, fresh: bool) -> None:
+    """From the saved state if there is one that works, otherwise from nothing."""
+    extra = list(qemu.COUNTING) if instance.counting else []
+    inputs = [qemu.version(), instance.machine.arguments(images, Path()), extra]
+    arguments = [*instance.machine.arguments(images, instance.folder), *extra]
+    name = f"{instance.machine.name}-state"
+    saved = cache.path(name, inputs)
+    began = time.monotonic()
+    restored = saved.is_dir() and not fresh and _restore(instance, arguments, saved, tell)
+    if not restored:
+
+        def save(new: Path) -> None:
+            tell("saving the machine's state")
+            qemu.save_state(instance.folder, new / "state")
+            for log in _LOGS:
+                shutil.copyfile(instance.folder / log, new / log)
+
+        tell("starting the machine")
+        began = time.monotonic()
+        _boot(instance, arguments, None)
+        cache.made(name, inputs, save, anew=True)
+    _go(instance)
+    tell("asking the trusted application")
+    with StreamEnclave(instance.link()) as enclave:
+        instance.mark_ready(Start(restored=restored, seconds=time.monotonic() - began, info=enclave.info))
+
+
+def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callable[[str], None]) -> bool:
+    """Go on from a saved state. One that does not fit is no error: the machine can start from nothing."""
+    tell("starting the machine from its saved state")
+    try:
+        _boot(instance, arguments, saved)
+        return True
+    except EnclaveError:
+        instance.kill()
+        return False
+
+
+def _boot(instance: Instance, arguments: list[str], saved: Path | None) -> None:
+    """Start QEMU, and wait for the machine's Linux."""
+    for log in _LOGS:
+        path = instance.folder / log
+        path.unlink(missing_ok=True)
+        if saved:
+            shutil.copyfile(saved / log, path)
+    make_pipes(instance.folder)
+    qemu.start(instance.folder, arguments, saved / "state" if saved else None)
+    _ask(instance, "ping", seconds=_BOOT_SECONDS)
+
+
+def _go(instance: Instance) -> None:
+    """Let Linux use the storage and start `cloister-host`."""
+    status, said = _ask(instance, "go", str(instance.machine.profile.shared_bytes), seconds=_GO_SECONDS)
+    if status != 0:
+        raise EnclaveUnavailable(
+            f"the storage of the emulator cannot be used: {said}",
+            f"remove {instance.folder / 'storage.img'}: the device key is lost with it",
+        )
+
+
+def _ask(instance: Instance, word: str, rest: str = "", *, seconds: float) -> tuple[int, str]:
+    try:
+        with control(instance.folder) as guest:
+            return guest.ask(word, rest, seconds=seconds)
+    except EnclaveError as error:
+        raise EnclaveError(f"{error}; it wrote last:\n{instance.last_words()}", error.hint) from error
