@@ -4,8 +4,8 @@
 #include <string.h>
 
 /* OpenSSL counts in int, so long buffers are given in parts. */
-static bool feed(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
-                 size_t n_bytes)
+bool cl_decrypt_part(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
+                     size_t n_bytes)
 {
     while (n_bytes != 0) {
         int part = n_bytes < (1u << 30) ? (int)n_bytes : 1 << 30;
@@ -22,7 +22,7 @@ static bool feed(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
 
 bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes)
 {
-    return feed(cipher, NULL, aad, n_bytes);
+    return cl_decrypt_part(cipher, NULL, aad, n_bytes);
 }
 
 static bool set_tag(EVP_CIPHER_CTX *cipher, const uint8_t *tag)
@@ -40,7 +40,7 @@ TEE_Result cl_decrypt_final(EVP_CIPHER_CTX *cipher, uint8_t *to,
     uint8_t rest[CL_DECRYPT_TAG_BYTES];
     int written = 0;
     TEE_Result result = TEE_SUCCESS;
-    if (!feed(cipher, to, from, n_bytes) || !set_tag(cipher, tag)) {
+    if (!cl_decrypt_part(cipher, to, from, n_bytes) || !set_tag(cipher, tag)) {
         result = TEE_ERROR_GENERIC;
     } else if (EVP_DecryptFinal_ex(cipher, rest, &written) != 1) {
         result = TEE_ERROR_MAC_INVALID;

@@ -14,7 +14,12 @@
  * Returns: false if OpenSSL fails. */
 bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes);
 
-/* Decrypt all and check the tag.
+/* Decrypt some. Out: to: n_bytes; may be `from`.
+ * Returns: false if OpenSSL fails. */
+bool cl_decrypt_part(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
+                     size_t n_bytes);
+
+/* Decrypt what is left and check the tag.
  * Returns: TEE_ERROR_MAC_INVALID if anything was changed; after any failure
  *          `to` is wiped.
  * Out: to: n_bytes; may be `from`. In: tag: 16 bytes. */

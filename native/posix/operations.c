@@ -20,6 +20,7 @@ struct __TEE_OperationHandle {
     size_t key_bytes; /* 0: no key yet */
     uint8_t key[CL_MAX_KEY_BYTES];
     bool failed; /* a step failed that cannot say so; the last one does */
+    bool active; /* decryption has begun */
     EVP_MD_CTX *digest;
     EVP_MAC_CTX *mac;
     EVP_CIPHER_CTX *cipher;
@@ -311,13 +312,18 @@ TEE_Result TEE_MACComputeFinal(TEE_OperationHandle operation,
 
 /* ---- Authenticated decryption ------------------------------------------ */
 
+void TEE_ResetOperation(TEE_OperationHandle operation)
+{
+    operation->active = false;
+}
+
 TEE_Result TEE_AEInit(TEE_OperationHandle operation, const void *nonce,
                       size_t nonceLen, uint32_t tagLen, size_t AADLen,
                       size_t payloadLen)
 {
     (void)AADLen;
     (void)payloadLen;
-    if (operation->key_bytes == 0) {
+    if (operation->key_bytes == 0 || operation->active) {
         return TEE_ERROR_BAD_STATE;
     }
     if (nonceLen != GCM_NONCE_BYTES || tagLen != 8 * CL_DECRYPT_TAG_BYTES) {
@@ -336,6 +342,23 @@ void TEE_AEUpdateAAD(TEE_OperationHandle operation, const void *AADdata,
     }
 }
 
+TEE_Result TEE_AEUpdate(TEE_OperationHandle operation, const void *srcData,
+                        size_t srcLen, void *destData, size_t *destLen)
+{
+    if (*destLen < srcLen) {
+        *destLen = srcLen;
+        return TEE_ERROR_SHORT_BUFFER;
+    }
+    *destLen = srcLen;
+    operation->active = true;
+    if (operation->failed ||
+        !cl_decrypt_part(operation->cipher, destData, srcData, srcLen)) {
+        operation->failed = true;
+        return TEE_ERROR_GENERIC;
+    }
+    return TEE_SUCCESS;
+}
+
 TEE_Result TEE_AEDecryptFinal(TEE_OperationHandle operation,
                               const void *srcData, size_t srcLen,
                               void *destData, size_t *destLen, void *tag,
@@ -350,7 +373,10 @@ TEE_Result TEE_AEDecryptFinal(TEE_OperationHandle operation,
         TEE_MemFill(destData, 0, srcLen);
         return TEE_ERROR_GENERIC;
     }
-    return cl_decrypt_final(operation->cipher, destData, srcData, srcLen, tag);
+    TEE_Result result =
+        cl_decrypt_final(operation->cipher, destData, srcData, srcLen, tag);
+    operation->active = result != TEE_SUCCESS;
+    return result;
 }
 
 /* ---- Agreement --------------------------------------------------------- */
@@ -367,7 +393,7 @@ void TEE_DeriveKey(TEE_OperationHandle operation, const TEE_Attribute *params,
     }
     if (!agree(derivedKey->secret, operation->key,
                params[0].content.ref.buffer)) {
-        memset(derivedKey->secret, 0, CL_X25519_BYTES);
+        TEE_Panic(TEE_ERROR_GENERIC); /* a point of small order, in OP-TEE too */
     }
     derivedKey->secret_bytes = CL_X25519_BYTES;
 }

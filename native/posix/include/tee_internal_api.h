@@ -152,11 +152,14 @@ void TEE_MACUpdate(TEE_OperationHandle operation, const void *chunk,
 TEE_Result TEE_MACComputeFinal(TEE_OperationHandle operation,
                                const void *message, size_t messageLen,
                                void *mac, size_t *macLen);
+void TEE_ResetOperation(TEE_OperationHandle operation);
 TEE_Result TEE_AEInit(TEE_OperationHandle operation, const void *nonce,
                       size_t nonceLen, uint32_t tagLen, size_t AADLen,
                       size_t payloadLen);
 void TEE_AEUpdateAAD(TEE_OperationHandle operation, const void *AADdata,
                      size_t AADdataLen);
+TEE_Result TEE_AEUpdate(TEE_OperationHandle operation, const void *srcData,
+                        size_t srcLen, void *destData, size_t *destLen);
 TEE_Result TEE_AEDecryptFinal(TEE_OperationHandle operation,
                               const void *srcData, size_t srcLen,
                               void *destData, size_t *destLen, void *tag,
