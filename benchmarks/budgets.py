@@ -2,9 +2,10 @@
 
     python -m benchmarks.budgets [--rounds N] [--images N] [-o benchmarks/results/budgets.json]
 
-For each budget: slices, how many of them stay, the peak that the enclave measured, and the time against the same
-program outside, as the median of ratios of neighbouring runs (one thread; single times on a shared machine mean
-little). Weights are random: time and memory do not depend on them.
+For each budget: slices, how many of them stay, lanes, the peak that the enclave measured, and for single images and for
+whole groups the bytes opened for an image and the time against the same program outside, as the median of ratios of
+neighbouring runs (one thread; single times on a shared machine mean little). Weights are random: time and memory do not
+depend on them.
 """
 
 import argparse
@@ -41,24 +42,31 @@ def seconds(session, x):
 
 
 def compare(outside, inside, x, rounds):
-    """Ratios inside / outside of neighbouring runs."""
+    """Ratios inside / outside of neighbouring runs, and the bytes opened for an image."""
     for session in (outside, inside):
         session.run(x)
-    return [seconds(inside, x) / seconds(outside, x) for _ in range(rounds)]
+    before = inside.stats.slice_bytes_opened
+    ratios = [seconds(inside, x) / seconds(outside, x) for _ in range(rounds)]
+    low, ratio, high = map(float, np.quantile(ratios, [0.25, 0.5, 0.75]))
+    opened = (inside.stats.slice_bytes_opened - before) / (rounds * len(x))
+    return {"n_images": len(x), "opened_bytes": opened, "ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
 def measure(name, bits, folder, options):
-    lowered, x = lower(name, bits), images(options.images)
+    lowered = lower(name, bits)
     plain = protect_lowered(lowered, folder / "plain", inside="none", force=True).path
     for budget in BUDGETS:
         try:
             protected = protect_lowered(lowered, folder / "inside", inside="all", budget_bytes=budget, force=True)
         except PlanError:
             continue
-        with cloister.load(plain) as outside, cloister.load(protected.path) as inside:
-            ratios = compare(outside, inside, x, options.rounds)
-            peak = inside.stats.inside_peak_bytes
         manifest = protected.manifest
+        lanes = manifest.plan.lanes
+        groups = images(-(-options.images // lanes) * lanes)
+        with cloister.load(plain) as outside, cloister.load(protected.path) as inside:
+            single = compare(outside, inside, groups[:1], options.rounds)
+            batch = compare(outside, inside, groups, options.rounds)
+            peak = inside.stats.inside_peak_bytes
         yield {
             "model": name,
             "bits": bits,
@@ -68,9 +76,9 @@ def measure(name, bits, folder, options):
             "smallest_budget_bytes": manifest.plan.smallest_budget_bytes,
             "n_slices": len(manifest.slices),
             "n_resident": sum(piece.resident for piece in manifest.slices),
-            "ratio": float(np.median(ratios)),
-            "ratio_low": float(np.quantile(ratios, 0.25)),
-            "ratio_high": float(np.quantile(ratios, 0.75)),
+            "lanes": lanes,
+            "single": single,
+            "batch": batch,
         }
 
 
@@ -78,11 +86,16 @@ def show(row):
     budget = format_bytes(row["budget_bytes"]) if row["budget_bytes"] else "none"
     print(
         f"{row['model']:9} {row['bits']:2} bits  budget {budget:8}  peak {format_bytes(row['inside_peak_bytes']):9} "
-        f"slices {row['n_slices']:4}, {row['n_resident']:3} stay  "
-        f"time x {row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})  "
+        f"slices {row['n_slices']:4}, {row['n_resident']:3} stay, lanes {row['lanes']:2}  "
+        f"single {show_runs(row['single'])}  batch {show_runs(row['batch'])}  "
         f"smallest {format_bytes(row['smallest_budget_bytes'])}",
         flush=True,
     )
+
+
+def show_runs(runs):
+    opened = format_bytes(int(runs["opened_bytes"]))
+    return f"{opened:8} x {runs['ratio']:.2f} ({runs['ratio_low']:.2f} to {runs['ratio_high']:.2f})"
 
 
 def main():
@@ -100,7 +113,7 @@ def main():
                     show(row)
                     rows.append(row)
     if options.output:
-        options.output.write_text(json.dumps({"schema": 1, "rows": rows}, indent=1) + "\n")
+        options.output.write_text(json.dumps({"schema": 2, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -402,16 +402,6 @@ def test_any_budget_is_kept_and_used_as_the_rules_say(staged, share):
         assert program.inside_bytes + up(min(streamed)) > budget
 
 
-@REPEATABLE
-@given(heavy_graphs(), st.integers(0, 4000))
-def test_larger_budgets_never_cut_into_more_slices(staged, more):
-    graph, stages = staged
-    least = smallest_budget(graph, stages)
-    few = build_inside(graph, stages, budget_bytes=least + more, slicing="auto")
-    many = build_inside(graph, stages, budget_bytes=least, slicing="auto")
-    assert len(few.slices) <= len(many.slices)
-
-
 def test_smallest_budget_is_the_best_of_all_slicings():
     rng = np.random.default_rng(1)
     sizes = (40, 9, 30, 14)
@@ -444,6 +434,21 @@ def three_layers():
     ]
     graph = graph_of(tensors, ops)
     return graph, (strategies.whole(graph),)
+
+
+def test_program_that_no_call_carries_is_refused_with_both_numbers():
+    graph, stages = three_layers()
+    program = build_inside(graph, stages, budget_bytes=None, slicing="auto", call_bytes=24576)
+    assert max(len(piece.data) for piece in program.slices) <= 24576 - 4 * 4096 - 16
+    many = graph_of(
+        [tensor(f"t{i}", "float32", 1) for i in range(301)],
+        [ir.Softmax(inputs=(f"t{i}",), output=f"t{i + 1}") for i in range(300)],
+    )
+    sealed = len(build_inside(many, (strategies.whole(many),), budget_bytes=None, slicing="auto").data) + 16
+    enough = up(sealed, 4096) + 2 * 4096
+    build_inside(many, (strategies.whole(many),), budget_bytes=None, slicing="auto", call_bytes=enough)
+    with pytest.raises(PlanError, match=f"at most {enough - 3 * 4096} bytes, .* but got {sealed}"):
+        build_inside(many, (strategies.whole(many),), budget_bytes=None, slicing="auto", call_bytes=enough - 1)
 
 
 def test_slicing_off_streams_whole_layers_and_keeps_the_small_ones_open():

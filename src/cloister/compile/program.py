@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from cloister.compile import slicing as slicing_of
+from cloister.compile import choice as choice_of
+from cloister.compile.choice import PAGE_BYTES, Choice, Footprint, up, up_page
 from cloister.compile.ir import (
     AdaptiveAvgPool,
     Add,
@@ -32,7 +33,7 @@ from cloister.compile.ir import (
     Tensor,
 )
 from cloister.compile.memory import MemoryPlan, plan_memory
-from cloister.compile.slicing import Block, Choice, Footprint, Piece, split_blocks, up
+from cloister.compile.slicing import Block, Piece, check_limits, find_blocks, split_blocks
 from cloister.errors import PlanError
 
 __all__ = [
@@ -110,25 +111,39 @@ def build_inside(
     *,
     budget_bytes: int | None,
     slicing: Literal["auto", "off"],
+    call_bytes: int | None = None,
 ) -> Program:
     """Lowers the inside stages to the program that is sealed.
 
-    Without a budget every layer is one slice and all of them stay open. With one, a layer is cut by output units
-    into as few slices as fit, the smallest slices stay open, as many as fit, and the rest stream through one buffer.
+    Without a budget every layer is one slice and all of them stay open. With one, layers are cut by output units, the
+    smallest slices stay open, as many as fit, and the rest stream through one buffer: `compile/choice.py` chooses.
 
     Args:
         graph: the model.
         stages: its inside stages, at least one.
         budget_bytes: inside memory that the program may need; None for no limit.
         slicing: `auto`, or `off`: every layer is one slice.
+        call_bytes: what the parameters of one call may have together, each rounded up to 4096; None for no limit.
 
     Raises:
-        PlanError: if the program does not fit into the budget; the message holds the smallest one that works.
+        PlanError: if the program does not fit into the budget or into a call; the message holds the numbers.
         UnsupportedModel: if a layer breaks a limit of the format.
     """
     lowered = _lower(graph, stages)
-    choice = slicing_of.choose(lowered.footprint, budget_bytes, slicing)
-    return _emit(lowered, choice, budget_bytes=budget_bytes or 0, sealed=True)
+    choice = choice_of.choose(lowered.footprint(call_bytes), budget_bytes, slicing)
+    program = _emit(lowered, choice, budget_bytes=budget_bytes or 0, sealed=True)
+    _check_load(len(program.data) + _SEAL_BYTES, call_bytes)
+    return program
+
+
+def _check_load(sealed_bytes: int, call_bytes: int | None) -> None:
+    """Refuses a program that does not fit into the call that loads it, beside the load block and its answer."""
+    if call_bytes is not None and up_page(sealed_bytes) + 2 * PAGE_BYTES > call_bytes:
+        raise PlanError(
+            f"expected a sealed program of at most {call_bytes // PAGE_BYTES * PAGE_BYTES - 2 * PAGE_BYTES} bytes, "
+            f"which one call can carry, but got {sealed_bytes}",
+            "keep fewer layers inside",
+        )
 
 
 def build_outside(graph: Graph, stages: Sequence[Stage]) -> Program:
@@ -151,17 +166,18 @@ def constants(program: Program) -> bytes:
     return b"".join(piece.data + bytes(-len(piece.data) % 16) for piece in program.slices)
 
 
-def smallest_budget(graph: Graph, stages: Sequence[Stage]) -> int:
+def smallest_budget(graph: Graph, stages: Sequence[Stage], call_bytes: int | None = None) -> int:
     """The least budget in bytes with which `build_inside(slicing="auto")` succeeds.
 
     Args:
         graph: the model.
         stages: its inside stages, at least one.
+        call_bytes: see `build_inside`.
 
     Raises:
         UnsupportedModel: if a layer breaks a limit of the format.
     """
-    return slicing_of.smallest_budget(_lower(graph, stages).footprint)
+    return choice_of.smallest_budget(_lower(graph, stages).footprint(call_bytes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,16 +194,34 @@ class _Lowered:
     def arena_bytes(self) -> int:
         return max((plan.arena_bytes for plan in self.memory), default=0)
 
-    @functools.cached_property
-    def footprint(self) -> Footprint:
+    def footprint(self, call_bytes: int | None = None) -> Footprint:
         tables = _encode_tables(self, (1,) * len(self.blocks))
         n_words = len(tables.tensors) + len(tables.ops) + len(tables.stages)
-        return Footprint(unsliced_bytes=_HEADER_BYTES + 4 * n_words, arena_bytes=self.arena_bytes, blocks=self.blocks)
+        return Footprint(
+            unsliced_bytes=_HEADER_BYTES + 4 * n_words,
+            arena_bytes=self.arena_bytes,
+            blocks=self.blocks,
+            gathered=self._gathered(),
+            payloads=tuple(self._n_bytes((*s.inputs, *s.outputs)) for s in self.stages),
+            call_bytes=call_bytes,
+        )
+
+    def _gathered(self) -> tuple[int, ...]:
+        """Elements that a slice of each block gathers: for every output position the taps of one unit."""
+        gathered = [0] * len(self.blocks)
+        for op, block in self.block_of.items():
+            if isinstance(op, Conv):
+                height, width, _ = self.graph.tensors[op.output].hwc
+                gathered[block] += height * width * op.weight[0].size
+        return tuple(gathered)
+
+    def _n_bytes(self, names: Iterable[str]) -> int:
+        return sum(self.graph.tensors[name].n_bytes for name in names)
 
 
 def _lower(graph: Graph, stages: Sequence[Stage]) -> _Lowered:
-    blocks, block_of = slicing_of.find_blocks(op for stage in stages for op in stage.ops)
-    slicing_of.check_limits(blocks)
+    blocks, block_of = find_blocks(op for stage in stages for op in stage.ops)
+    check_limits(blocks)
     memory = tuple(plan_memory(graph.tensors, s.ops, s.inputs, s.outputs) for s in stages)
     return _Lowered(graph=graph, stages=tuple(stages), memory=memory, blocks=blocks, block_of=block_of)
 
@@ -243,7 +277,7 @@ def _emit(lowered: _Lowered, choice: Choice, *, budget_bytes: int, sealed: bool)
     return Program(
         data=_pack(itertools.chain(header, *sections)),
         slices=_make_slices(pieces, choice),
-        inside_bytes=lowered.footprint.inside_bytes(len(pieces), resident_bytes, choice.slot_bytes, choice.lanes),
+        inside_bytes=lowered.footprint().inside_bytes(len(pieces), resident_bytes, choice.slot_bytes, choice.lanes),
         lanes=choice.lanes,
     )
 

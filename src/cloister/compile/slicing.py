@@ -1,41 +1,19 @@
-"""How layers are cut by output units into slices, and which slices stay open inside.
-
-The rules: as few slices as fit, as equal as possible; the smallest slices stay open, as many as fit; the others
-stream through one buffer, the slot.
-"""
+"""The constants of a program's layers, and how they are cut by output units into slices."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cloister.compile.ir import Affine, Conv, Op
-from cloister.errors import PlanError, UnsupportedModel
-from cloister.units import format_bytes
+from cloister.errors import UnsupportedModel
 
-__all__ = [
-    "MAX_LANES",
-    "Block",
-    "Choice",
-    "Footprint",
-    "Piece",
-    "check_limits",
-    "choose",
-    "find_blocks",
-    "smallest_budget",
-    "split_blocks",
-    "up",
-]
+__all__ = ["Block", "Piece", "check_limits", "find_blocks", "split_blocks"]
 
-_SLICE_BYTES = 20
-_SESSION_BYTES = 4096
-#: Images that run side by side at most: each one more would save less than a sixteenth of the openings.
-MAX_LANES = 16
 #: Limits that keep an int32 accumulator from overflowing.
 _MAX_TAPS = 65536
 _MAX_BIAS = 2**30 - 1
@@ -175,124 +153,6 @@ def _find_problems(block: Block) -> Iterator[tuple[str, str, str]]:
         yield block.layer, "conv", f"expected |bias| of at most {_MAX_BIAS}, but got {bias}"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """What a program needs whatever its slicing.
-
-    Attributes:
-        unsliced_bytes: of the program without its slice table.
-        arena_bytes: of activations and scratch.
-        blocks: what can be cut.
-    """
-
-    unsliced_bytes: int
-    arena_bytes: int
-    blocks: tuple[Block, ...]
-
-    def inside_bytes(self, n_slices: int, resident_bytes: int, slot_bytes: int, lanes: int = 1) -> int:
-        """Inside memory of the program with this slicing, as the format defines it."""
-        program_bytes = self.unsliced_bytes + _SLICE_BYTES * n_slices
-        return _SESSION_BYTES + up(program_bytes) + lanes * up(self.arena_bytes) + up(resident_bytes) + up(slot_bytes)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The slicing.
-
-    Attributes:
-        cuts: number of slices of each block.
-        residents: indices of the slices that stay open.
-        slot_bytes: of the buffer that the others stream through.
-        lanes: images that run side by side, so that a streamed slice is opened once for all of them.
-    """
-
-    cuts: tuple[int, ...]
-    residents: frozenset[int]
-    slot_bytes: int
-    lanes: int = 1
-
-
-def choose(footprint: Footprint, budget_bytes: int | None, slicing: Literal["auto", "off"]) -> Choice:
-    """Picks the slicing for a budget.
-
-    Args:
-        footprint: of the program.
-        budget_bytes: inside memory that it may need; None for no limit.
-        slicing: `auto`, or `off`: every layer is one slice.
-
-    Raises:
-        PlanError: if the program does not fit.
-    """
-    whole = (1,) * len(footprint.blocks)
-    sizes = _slice_sizes(footprint, whole)
-    everything = Choice(cuts=whole, residents=frozenset(range(len(sizes))), slot_bytes=0)
-    if budget_bytes is None or _need(footprint, everything) <= budget_bytes:
-        return everything
-    cuts = whole if slicing == "off" else _choose_cuts(footprint, budget_bytes)
-    choice = _fill_residents(footprint, cuts, budget_bytes)
-    if _need(footprint, choice) > budget_bytes:
-        raise _too_small(footprint, budget_bytes, slicing)
-    return choice
-
-
-def _need(footprint: Footprint, choice: Choice) -> int:
-    sizes = _slice_sizes(footprint, choice.cuts)
-    resident_bytes = sum(up(sizes[i]) for i in choice.residents)
-    return footprint.inside_bytes(len(sizes), resident_bytes, choice.slot_bytes, choice.lanes)
-
-
-def _streaming_need(footprint: Footprint, cuts: Sequence[int]) -> int:
-    """Inside memory if every slice streams: the least with these cuts, since a resident only adds to it."""
-    slot_bytes = max(
-        (-(-b.n_units // n) * b.unit_bytes for b, n in zip(footprint.blocks, cuts, strict=True)), default=0
-    )
-    return footprint.inside_bytes(sum(cuts), 0, slot_bytes)
-
-
-def _all_cuts(footprint: Footprint) -> Iterator[tuple[int, ...]]:
-    """Every slicing worth a look: for each largest slice that there can be, as few slices as allow it.
-
-    Fewest slices first. More slices shorten the buffer but lengthen the slice table, so the memory needed falls,
-    then rises: no shortcut finds the least.
-    """
-    largest = {-(-b.n_units // n) * b.unit_bytes for b in footprint.blocks for n in range(1, b.n_units + 1)}
-    if not largest:
-        yield ()
-    for slice_bytes in sorted(largest, reverse=True):
-        if any(block.unit_bytes > slice_bytes for block in footprint.blocks):
-            return
-        yield tuple(-(-b.n_units // (slice_bytes // b.unit_bytes)) for b in footprint.blocks)
-
-
-def _choose_cuts(footprint: Footprint, budget_bytes: int) -> tuple[int, ...]:
-    for cuts in _all_cuts(footprint):
-        if _streaming_need(footprint, cuts) <= budget_bytes:
-            return cuts
-    raise _too_small(footprint, budget_bytes, "auto")
-
-
-def _fill_residents(footprint: Footprint, cuts: tuple[int, ...], budget_bytes: int) -> Choice:
-    """Keeps the smallest slices open: each opening has a fixed cost, so that many small ones save the most."""
-    sizes = _slice_sizes(footprint, cuts)
-    slot_bytes = max(sizes, default=0)
-    room = budget_bytes - footprint.inside_bytes(len(sizes), 0, slot_bytes)
-    residents: set[int] = set()
-    for index in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
-        room -= up(sizes[index])
-        if room < 0:
-            break
-        residents.add(index)
-    choice = Choice(cuts=cuts, residents=frozenset(residents), slot_bytes=slot_bytes)
-    return _fill_lanes(footprint, choice, budget_bytes)
-
-
-def _fill_lanes(footprint: Footprint, choice: Choice, budget_bytes: int) -> Choice:
-    """What is still free goes to lanes."""
-    free = budget_bytes - _need(footprint, choice)
-    n_more = max(0, free) // up(max(1, footprint.arena_bytes))
-    return dataclasses.replace(choice, lanes=min(1 + n_more, MAX_LANES))
-
-
 def split_blocks(blocks: Sequence[Block], cuts: Sequence[int]) -> list[Piece]:
     """The slices of all blocks in index order, given the number of slices of each block."""
     return [
@@ -302,40 +162,8 @@ def split_blocks(blocks: Sequence[Block], cuts: Sequence[int]) -> list[Piece]:
     ]
 
 
-def _slice_sizes(footprint: Footprint, cuts: Sequence[int]) -> list[int]:
-    return [piece.n_bytes for piece in split_blocks(footprint.blocks, cuts)]
-
-
 def _split_units(n_units: int, n_slices: int) -> list[tuple[int, int]]:
     """(first, count) of each slice, as equal as possible, larger ones first."""
     base, n_larger = divmod(n_units, n_slices)
     counts = [base + (i < n_larger) for i in range(n_slices)]
     return list(zip(itertools.accumulate(counts, initial=0), counts, strict=False))
-
-
-def smallest_budget(footprint: Footprint) -> int:
-    """The least budget in bytes for which `choose` finds a slicing with `auto`."""
-    return min(_streaming_need(footprint, cuts) for cuts in _all_cuts(footprint))
-
-
-def _too_small(footprint: Footprint, budget_bytes: int, slicing: Literal["auto", "off"]) -> PlanError:
-    least = smallest_budget(footprint)
-    if slicing == "auto":
-        return PlanError(
-            f"expected a budget of at least {least} bytes for these layers, but got {budget_bytes}",
-            f"give a budget of {least} bytes ({format_bytes(least)}) or more, or keep fewer layers inside",
-        )
-    whole = (1,) * len(footprint.blocks)
-    least_whole = _streaming_need(footprint, whole)
-    free = max(0, budget_bytes - footprint.inside_bytes(len(whole), 0, 0))
-    layers = ", ".join(f"`{b.layer}` ({b.n_bytes} bytes)" for b in footprint.blocks if up(b.n_bytes) > free)
-    subject = f"layers do not fit whole: {layers}" if layers else "activations do not fit"
-    return PlanError(
-        f"{subject}; a budget of {budget_bytes} bytes leaves {free} bytes for one layer",
-        f"give a budget of {least_whole} bytes or more; with --slice auto, {least} bytes are enough",
-    )
-
-
-def up(n_bytes: int) -> int:
-    """Rounds up to a multiple of 64."""
-    return -(-n_bytes // 64) * 64
