@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cloister.enclave import core, doctor, local
+from cloister.enclave import core, doctor, local, optee
 from cloister.enclave.doctor import checks
 from cloister.errors import EnclaveUnavailable
 from tests.enclave import fake
+from tests.enclave.bridge import Bridge
 
 
 def by_name():
@@ -103,3 +104,51 @@ def test_doctor_imports_no_torch():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     assert run.stdout == "[]\n"
+
+
+# --- OP-TEE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(monkeypatch, tmp_path):
+    """A machine with OP-TEE: its device, and the trusted application behind a bridge."""
+    device = tmp_path / "tee0"
+    device.touch()
+    bridge = Bridge()
+    monkeypatch.setattr(optee, "DEVICE", device)
+    monkeypatch.setattr(optee, "open_link", lambda: bridge.link)
+    return bridge
+
+
+@pytest.mark.parametrize(("machine", "state"), [("x86_64", "ok"), ("aarch64", "warn")])
+def test_machine_without_optee(machine, state, monkeypatch, tmp_path):
+    monkeypatch.setattr(optee, "DEVICE", tmp_path / "tee0")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
+    check = by_name()["optee"]
+    assert check.state == state
+    assert bool(check.fix) == (state == "warn")
+
+
+def test_board_is_checked_from_driver_to_application(board):
+    found = by_name()
+    assert found["optee device"].state == "ok"
+    assert found["tee-supplicant"].state == "fail"
+    assert "systemctl" in found["tee-supplicant"].fix
+    assert found["trusted application"].state == "ok"
+    assert found["its heap"].detail == "8 MiB"
+    assert found["secure RAM"].state == "warn"
+
+
+def test_application_that_is_refused_is_a_failure_with_the_fix(board):
+    board.hello = (0xFFFF000F, 4)
+    check = by_name()["trusted application"]
+    assert check.state == "fail"
+    assert "signature" in check.detail
+    assert check.fix == board.link.install_hint
+
+
+@pytest.mark.parametrize(("name", "state", "says"), [("rpi3", "warn", "no secure boot"), ("mine", "ok", "of its own")])
+def test_what_the_board_is_worth(name, state, says):
+    check = doctor._check_board(name)
+    assert check.state == state
+    assert says in check.detail

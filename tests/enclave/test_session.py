@@ -24,7 +24,8 @@ from cloister.bundle.keys import recipients
 from cloister.bundle.manifest import SliceEntry, Step
 from cloister.compile.program import Stage, build_inside, build_outside, constants
 from cloister.enclave import session as session_module
-from cloister.enclave.session import _Windows, load
+from cloister.enclave.inside import Windows
+from cloister.enclave.session import load
 from cloister.errors import (
     BundleError,
     EnclaveCrashed,
@@ -291,7 +292,7 @@ def test_windows_at_load_hold_each_slice_that_stays_once(slices, window_bytes, r
         slices=Section(1000, sum(sizes)), manifest=msgspec.structs.replace(make_sample().manifest, slices=entries)
     )
     shown = []
-    for first, count, window in _Windows(bundle, window_bytes).resident(room_bytes):
+    for first, count, window in Windows(bundle, window_bytes).over(room_bytes, resident=True):
         assert window.offset == 1000 + sum(sizes[:first])
         assert window.size == sum(sizes[first : first + count])
         assert count == 1 or window.size <= min(window_bytes or room_bytes, room_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import os
 import platform
@@ -9,13 +10,17 @@ import resource
 import stat
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from cloister.enclave import core, local
+from cloister.boards import load_boards
+from cloister.enclave import core, local, optee
+from cloister.enclave.connect import enclave_info
 from cloister.enclave.wire import EnclaveInfo, Hardening
 from cloister.errors import BundleError, CloisterError, EnclaveUnavailable
+from cloister.units import format_bytes
 
 __all__ = ["Check", "checks"]
 
@@ -24,6 +29,7 @@ _MIN_PYTHON = (3, 11)
 _MODEL_PACKAGES = {"torch": "2.13", "torchao": "0.18"}
 #: Below this, a model of some size cannot be kept from being swapped to disk.
 _LOCKED_BYTES = 64 << 20
+_ARM = ("aarch64", "armv7l", "armv8l")
 
 _HARDENING_FIXES = {
     "not_dumpable": "the enclave asks for it itself: use a Linux kernel that is not older than 3.4",
@@ -63,6 +69,7 @@ def checks() -> list[Check]:
         _check_core(),
         _check_state_folder(),
         _check_locked_memory(),
+        *_check_optee(),
         *(_check_package(name, version) for name, version in _MODEL_PACKAGES.items()),
     ]
 
@@ -129,6 +136,88 @@ def _check_locked_memory() -> Check:
         return Check(name="locked memory limit", state="ok", detail=detail)
     fix = "raise it (ulimit -l, or LimitMEMLOCK= of a service): else larger insides may be swapped to disk"
     return Check(name="locked memory limit", state="warn", detail=detail, fix=fix)
+
+
+# --- OP-TEE --------------------------------------------------------------------------------------------------------
+
+
+def _check_optee() -> Iterator[Check]:
+    """OP-TEE on this machine, from the driver to the trusted application."""
+    if not optee.DEVICE.exists():
+        yield _check_no_optee()
+        return
+    yield _check_device()
+    yield _check_supplicant()
+    yield from _check_application()
+
+
+def _check_no_optee() -> Check:
+    """Nothing is wrong with a computer that has none; a board may have one that the kernel does not know of."""
+    detail = f"none on this machine: there is no {optee.DEVICE}"
+    if platform.machine() not in _ARM:
+        return Check(name="optee", state="ok", detail=detail)
+    fix = "boot firmware with OP-TEE, with its node in the device tree, and load the kernel's driver: modprobe optee"
+    return Check(name="optee", state="warn", detail=detail, fix=fix)
+
+
+def _check_device() -> Check:
+    if os.access(optee.DEVICE, os.R_OK | os.W_OK):
+        return Check(name="optee device", state="ok", detail=str(optee.DEVICE))
+    detail = f"{optee.DEVICE}: no permission to read and write"
+    group = _group_name(optee.DEVICE.stat().st_gid)
+    return Check(name="optee device", state="fail", detail=detail, fix=f"join its group: adduser $USER {group}")
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
+
+
+def _check_supplicant() -> Check:
+    """It loads trusted applications and keeps the storage; nothing can be opened without it."""
+    name = "tee-supplicant"
+    if any(path.read_text().strip() == name for path in Path("/proc").glob("[0-9]*/comm") if path.exists()):
+        return Check(name=name, state="ok", detail="runs")
+    fix = "apt install tee-supplicant, then systemctl enable --now tee-supplicant"
+    return Check(name=name, state="fail", detail="does not run", fix=fix)
+
+
+def _check_application() -> Iterator[Check]:
+    name = "trusted application"
+    try:
+        info = enclave_info("optee")
+    except CloisterError as error:
+        yield Check(name=name, state="fail", detail=str(error), fix=error.hint or "")
+        return
+    yield Check(name=name, state="ok", detail=f"{info.version} for board {info.board}")
+    yield Check(name="its heap", state="ok", detail=format_bytes(info.heap_bytes))
+    yield _check_secure_ram(info)
+    yield _check_board(info.board)
+
+
+def _check_secure_ram(info: EnclaveInfo) -> Check:
+    name = "secure RAM"
+    if info.hardening.hardware_isolation:
+        return Check(name=name, state="ok", detail="the normal world cannot read the inside")
+    fix = "none in software: use a board whose memory controller keeps the normal world out"
+    return Check(name=name, state="warn", detail="none: the normal world can read the inside", fix=fix)
+
+
+def _check_board(name: str) -> Check:
+    """What else makes the board's protection worth less."""
+    board = load_boards().get(name)
+    if board is None:
+        return Check(name="board", state="ok", detail=f"{name}: a profile of its own")
+    weak = [text for text in board.weaknesses if "secure RAM" not in text]
+    if not weak:
+        return Check(name="board", state="ok", detail=board.title)
+    fix = "a demonstration: ship on a board with secure boot and keys of your own, see docs/guides/add-a-board.md"
+    return Check(name="board", state="warn", detail=f"{board.title}: {'; '.join(weak)}", fix=fix)
+
+
+# --- Packages ------------------------------------------------------------------------------------------------------
 
 
 def _check_package(name: str, wanted: str) -> Check:

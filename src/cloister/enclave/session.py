@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -16,25 +13,18 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from cloister.boards import SUITES
-from cloister.bundle.file import Bundle, read_bundle, sealed_slice_bytes
-from cloister.bundle.keys import fingerprint
+from cloister.bundle.file import Bundle, read_bundle
 from cloister.bundle.manifest import Step
 from cloister.compile.ir import Tensor
-from cloister.enclave import wire
-from cloister.enclave.client import CONTROL_BYTES
+from cloister.enclave.client import Enclave
 from cloister.enclave.connect import check_enclave, connect
+from cloister.enclave.inside import PAYLOAD_MARGIN_BYTES, Inside, Rows
 from cloister.enclave.local import MIN_HEAP_BYTES
-from cloister.enclave.wire import EnclaveInfo, EnclaveStats, Kind, Loaded, Parameter, Region
+from cloister.enclave.wire import EnclaveInfo, EnclaveStats
 from cloister.errors import (
     BundleError,
-    EnclaveError,
-    EnclaveOutOfMemory,
     InputError,
-    NotForThisDevice,
-    ProtocolError,
 )
-from cloister.units import format_bytes
 
 if TYPE_CHECKING:
     from cloister.enclave.core import OutsideProgram
@@ -42,14 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Stats", "StepStats", "load"]
 
-#: One image's value for each image of a piece: (n, n_bytes) uint8, in memory order.
-_Rows = npt.NDArray[np.uint8]
-
 #: Images travel together until this much memory is shared; a larger image travels alone.
 _PIECE_BYTES = 4 << 20
-_ALIGNMENT = 64
-#: What is shared with a trusted application is counted in these.
-_PAGE_BYTES = 4096
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,12 +167,25 @@ class Session:
         lanes = self.bundle.manifest.plan.lanes
         return n_images - n_images % lanes if n_images > lanes else n_images
 
-    def _open_inside(self, enclave: str, window_bytes: int | None) -> _Inside | None:
-        inside = [self._step_bytes(step) for step in self.bundle.manifest.steps if step.world == "inside"]
-        if not inside:
+    def _open_inside(self, enclave: str, window_bytes: int | None) -> Inside | None:
+        step_bytes = max(
+            (self._step_bytes(step) for step in self.bundle.manifest.steps if step.world == "inside"), default=None
+        )
+        if step_bytes is None:
             return None
-        payload_bytes = self._piece_images * max(inside) + 2 * _ALIGNMENT
-        return _Inside(self.bundle, enclave, payload_bytes, max(inside), window_bytes)
+        opened = self._connect(enclave, self._piece_images * step_bytes + PAYLOAD_MARGIN_BYTES)
+        return Inside(self.bundle, opened, step_bytes=step_bytes, window_bytes=window_bytes)
+
+    def _connect(self, enclave: str, payload_bytes: int) -> Enclave:
+        plan, start = self.bundle.manifest.plan, self.bundle.sealed_program.offset
+        heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
+        return connect(
+            enclave,
+            self.bundle.file,
+            store_range=(start, self.bundle.slices.offset + self.bundle.slices.n_bytes - start),
+            payload_bytes=payload_bytes,
+            heap_bytes=max(heap_bytes, MIN_HEAP_BYTES),  # the program's own budget still holds inside
+        )
 
     def _check_outside(self) -> None:
         """Manifest and outside program agree on what goes in and out of each stage."""
@@ -251,7 +248,7 @@ class Session:
             self._images += len(piece)
         return result
 
-    def _run_step(self, step: Step, values: dict[str, _Rows]) -> dict[str, _Rows]:
+    def _run_step(self, step: Step, values: dict[str, Rows]) -> dict[str, Rows]:
         inputs = [values[name] for name in step.inputs]
         outputs = [self._tensors[name] for name in step.outputs]
         if step.world == "torch":
@@ -315,176 +312,6 @@ class Session:
         self.close()
 
 
-# --- The inside --------------------------------------------------------------------------------------------------
-
-
-class _Inside:
-    """A bundle's inside program, loaded into an enclave.
-
-    Attributes:
-        enclave: the session with it.
-        loaded: what the enclave says of the program.
-        most_images: how many images may travel together.
-    """
-
-    def __init__(
-        self, bundle: Bundle, enclave: str, payload_bytes: int, step_bytes: int, window_bytes: int | None
-    ) -> None:
-        self._bundle = bundle
-        self._windows = _Windows(bundle, window_bytes)
-        self.calls = self.bytes_in = self.bytes_out = 0
-        self._stats = EnclaveStats()
-        plan = bundle.manifest.plan
-        heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
-        heap_bytes = max(heap_bytes, MIN_HEAP_BYTES)  # the program's own budget still holds inside
-        start = bundle.sealed_program.offset
-        self.enclave = connect(
-            enclave,
-            bundle.file,
-            store_range=(start, bundle.slices.offset + bundle.slices.n_bytes - start),
-            payload_bytes=payload_bytes,
-            heap_bytes=heap_bytes,
-        )
-        try:
-            self.most_images = self._most_images(step_bytes)
-            self.loaded = self._load()
-            self._open_resident()
-        except BaseException:
-            self.enclave.close()
-            raise
-
-    def _load(self) -> Loaded:
-        bundle, key = self._bundle, self.enclave.info.public_key
-        recipient = next((r for r in bundle.recipients if r.public_key == key), None)
-        if recipient is None:
-            others = ", ".join(fingerprint(r.public_key) for r in bundle.recipients[:4])
-            raise NotForThisDevice(
-                f"{bundle.path}: expected a bundle for this device ({fingerprint(key)}), but it is for {others}",
-                "protect the model for this device's public key",
-            )
-        suite = SUITES[bundle.manifest.suite]
-        block = wire.pack_load(bundle.bundle_id, bundle.manifest_sha256, recipient.enc, recipient.sealed_key, suite)
-        loaded = self.enclave.load(block, (bundle.sealed_program.offset, bundle.sealed_program.n_bytes))
-        manifest = bundle.manifest
-        expected = sum(step.world == "inside" for step in manifest.steps), len(manifest.slices)
-        if (loaded.n_stages, loaded.n_slices) != expected:
-            raise BundleError(
-                f"{bundle.path}: expected {expected[0]} stages and {expected[1]} slices inside, "
-                f"but got {loaded.n_stages} and {loaded.n_slices}"
-            )
-        return loaded
-
-    def _open_resident(self) -> None:
-        """Open all slices that stay: damage shows now, and the first run is as fast as any other."""
-        for first, count, window in self._windows.resident(self._room_bytes()):
-            self.enclave.open_slices(first, count, window)
-
-    def _most_images(self, step_bytes: int) -> int:
-        """How many images may travel together beside the largest slice; `step_bytes` is the payload of one."""
-        if self.enclave.shared_bytes is None:
-            return sys.maxsize
-        largest_bytes = self._windows.largest_bytes
-        # The run block has a page of its own; images and results waste less than one each.
-        most = (self.enclave.shared_bytes - 3 * _PAGE_BYTES - _pages(largest_bytes)) // step_bytes
-        if most < 1:
-            raise EnclaveOutOfMemory(
-                f"{self._bundle.path}: one call may take {format_bytes(self.enclave.shared_bytes)} along, "
-                f"but the largest slice has {format_bytes(largest_bytes)} and an image {format_bytes(step_bytes)}",
-                "protect the model for this --board: it cuts layers into smaller slices",
-            )
-        return most
-
-    def run(self, stage: int, payload: _Rows, out_bytes: int) -> _Rows:
-        """Run a stage on (N, in_bytes); gives (N, out_bytes)."""
-        n_images = len(payload)
-        images = Parameter(Kind.INPUT, Region.PAYLOAD, _align(CONTROL_BYTES), payload.size)
-        results = Parameter(Kind.OUTPUT, Region.PAYLOAD, _align(images.offset + images.size), n_images * out_bytes)
-        memory = np.frombuffer(self.enclave.payload, np.uint8)
-        memory[images.offset : images.offset + images.size] = payload.reshape(-1)
-        self._call_until_done(stage, n_images, images, results)
-        self.bytes_in += images.size
-        self.bytes_out += results.size
-        # A copy: the memory is the enclave's to write in the next call.
-        return memory[results.offset : results.offset + results.size].reshape(n_images, out_bytes).copy()
-
-    def _call_until_done(self, stage: int, n_images: int, images: Parameter, results: Parameter) -> None:
-        """The enclave alone says which slices it needs; each answer that is not an error gets it further."""
-        first, resume, before = 0, False, (-1, -1)
-        while True:
-            count, window = self._windows.at(first, self._room_bytes(images, results))
-            block = wire.pack_run(stage, n_images, first, count, resume=resume)
-            state = self.enclave.run(block, images, results, window)
-            self.calls += 1
-            if state.needed_slice is None:
-                return
-            here = (state.images_done, state.needed_slice)
-            if state.needed_slice >= self.loaded.n_slices or here == before or state.images_done > n_images:
-                raise ProtocolError(f"the enclave asks for slice {state.needed_slice} and does not get any further")
-            first, resume, before = state.needed_slice, True, here
-
-    def _room_bytes(self, *others: Parameter) -> int:
-        """What a call has left for slices beside its block and the others."""
-        if self.enclave.shared_bytes is None:
-            return sys.maxsize
-        return self.enclave.shared_bytes - _PAGE_BYTES - sum(_pages(other.size) for other in others)
-
-    def stats(self) -> EnclaveStats:
-        """What the enclave measured; the last known if it does not tell any more."""
-        with contextlib.suppress(EnclaveError):
-            self._stats = self.enclave.stats()
-        return self._stats
-
-    def close(self) -> None:
-        """End the enclave, keeping what it measured."""
-        self.stats()
-        self.enclave.close()
-
-
-class _Windows:
-    """Which run of sealed slices the enclave is shown."""
-
-    def __init__(self, bundle: Bundle, window_bytes: int | None) -> None:
-        self._start = bundle.slices.offset
-        self._sizes = sealed_slice_bytes(bundle.manifest)
-        self._resident = [piece.resident for piece in bundle.manifest.slices]
-        self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
-
-    @property
-    def largest_bytes(self) -> int:
-        """Sealed bytes of the largest slice."""
-        return max(self._sizes, default=0)
-
-    def resident(self, room_bytes: int) -> Iterator[tuple[int, int, Parameter]]:
-        """(first slice, number of slices, where they lie) of windows over all slices that stay and no others."""
-        first = 0
-        for stay, run in itertools.groupby(self._resident):
-            end = first + len(list(run))
-            while stay and first < end:
-                count, window = self.at(first, room_bytes, end)
-                yield first, count, window
-                first += count
-            first = end
-
-    def at(self, first: int, room_bytes: int, end: int | None = None) -> tuple[int, Parameter]:
-        """(number of slices, where they lie) of the window from a slice on, before `end`, that the room holds."""
-        count, size = 0, 0
-        limit_bytes = min(self._limit_bytes, room_bytes // _PAGE_BYTES * _PAGE_BYTES)
-        for n_bytes in self._sizes[first:end]:
-            if count and size + n_bytes > limit_bytes:
-                break
-            count, size = count + 1, size + n_bytes
-        return count, Parameter(Kind.INPUT, Region.STORE, self._start + sum(self._sizes[:first]), size)
-
-
-def _pages(n_bytes: int) -> int:
-    """Bytes of whole pages."""
-    return -(-n_bytes // _PAGE_BYTES) * _PAGE_BYTES
-
-
-def _align(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
-
-
 # --- The outside -------------------------------------------------------------------------------------------------
 
 
@@ -508,7 +335,7 @@ def _open_torch(bundle: Bundle) -> list[TorchStage]:
 
 def _check_results(
     step: Step, results: Sequence[npt.NDArray[np.generic]], outputs: Sequence[Tensor], n_images: int
-) -> dict[str, _Rows]:
+) -> dict[str, Rows]:
     """The results of an exported program as rows; a wrong one is refused before it is looked at as bytes."""
     expected = [(np.dtype(tensor.dtype), (n_images, *tensor.shape)) for tensor in outputs]
     got = [(result.dtype, result.shape) for result in results]
@@ -533,14 +360,14 @@ def _check_input(x: npt.NDArray[np.float32], tensor: Tensor) -> None:
         raise InputError(f"expected finite values, but got {x[where]} at {where}, the first of {(~finite).sum()}")
 
 
-def _to_rows(images: npt.NDArray[np.generic], tensor: Tensor) -> _Rows:
+def _to_rows(images: npt.NDArray[np.generic], tensor: Tensor) -> Rows:
     """(N, *shape) as (N, n_bytes) in memory order."""
     if len(tensor.shape) == 3:
         images = images.transpose(0, 2, 3, 1)  # (N, H, W, C)
     return np.ascontiguousarray(images).view(np.uint8).reshape(len(images), tensor.n_bytes)
 
 
-def _from_rows(rows: _Rows, tensor: Tensor) -> npt.NDArray[np.generic]:
+def _from_rows(rows: Rows, tensor: Tensor) -> npt.NDArray[np.generic]:
     """(N, n_bytes) in memory order as (N, *shape)."""
     values = np.ascontiguousarray(rows).reshape(-1).view(tensor.dtype)
     if len(tensor.shape) == 3:
