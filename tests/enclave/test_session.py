@@ -195,7 +195,7 @@ def test_bad_input_is_refused(x, says, bundles):
 
 def test_unknown_enclave_is_the_users(bundles):
     with pytest.raises(UserError, match="`emulator`"):
-        load(bundles[None], enclave="emulator")
+        load(bundles[None], enclave="sgx")
 
 
 def test_bundle_for_another_device_is_refused(tmp_path):

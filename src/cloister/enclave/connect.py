@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cloister.enclave.client import Enclave
 from cloister.enclave.wire import EnclaveInfo
 from cloister.errors import UserError
+
+if TYPE_CHECKING:
+    from cloister.enclave.stream import Link
 
 __all__ = ["ENCLAVES", "check_enclave", "connect", "enclave_info"]
 
 #: Names, and what they stand for.
 ENCLAVES = {
     "local": "a process on this machine, isolated from others but not by hardware",
+    "emulator": "OP-TEE in QEMU, see `cloister emulator`",
     "optee": "OP-TEE on this board",
 }
 
@@ -49,10 +53,20 @@ def connect(
         from cloister.enclave.local import LocalEnclave
 
         return LocalEnclave(store, payload_bytes=payload_bytes, heap_bytes=heap_bytes)
-    from cloister.enclave.optee import open_link
     from cloister.enclave.stream import StreamEnclave
 
-    return StreamEnclave(open_link(), store, store_range=store_range, payload_bytes=payload_bytes)
+    return StreamEnclave(_open_link(name), store, store_range=store_range, payload_bytes=payload_bytes)
+
+
+def _open_link(name: str) -> Link:
+    """A way to an enclave that is not in this machine's memory; none is imported but the one that is asked for."""
+    if name == "optee":
+        from cloister.enclave import optee
+
+        return optee.open_link()
+    from cloister import emulator
+
+    return emulator.connect(name.removeprefix("emulator").removeprefix(":") or "virt")
 
 
 def enclave_info(name: str) -> EnclaveInfo:

@@ -95,7 +95,7 @@ def load(path: Path | str, enclave: str = "local", *, window_bytes: int | None =
 
     Args:
         path: the `.cloister` file.
-        enclave: `local`, a process on this machine; `optee`: OP-TEE on this board.
+        enclave: `local`, a process on this machine; `emulator`: OP-TEE in QEMU; `optee`: OP-TEE on this board.
         window_bytes: at most this many bytes of sealed slices are shown to the enclave at a time, but at least one
             slice; None for all of them.
 
