@@ -105,13 +105,20 @@ static bool travels(const cl_frame *frame, uint32_t i)
            (param->kind == CL_KIND_INPUT || param->kind == CL_KIND_BOTH);
 }
 
+static bool has_kinds(const call *c, uint32_t k0, uint32_t k1, uint32_t k2)
+{
+    const cl_argument *a = c->arguments;
+    return a[0].kind == k0 && a[1].kind == k1 && a[2].kind == k2 &&
+           a[3].kind == CL_KIND_NONE;
+}
+
 /* Make room for what is to be stored. */
 static TEEC_Result place_store(cl_host *host, call *c)
 {
     cl_store *store = &host->store;
     const cl_frame_param *param = c->frame.params;
-    if (param->kind != CL_KIND_INPUT || param->region != CL_REGION_STORE ||
-        param->offset > store->n_bytes) {
+    if (!has_kinds(c, CL_KIND_INPUT, CL_KIND_NONE, CL_KIND_NONE) ||
+        param->region != CL_REGION_STORE || param->offset > store->n_bytes) {
         return TEEC_ERROR_BAD_PARAMETERS;
     }
     uint64_t end = cl_add(param->offset, param->n_bytes);
@@ -196,13 +203,6 @@ static cl_stream_event receive(cl_host *host, call *c)
 }
 
 /* ---- Commands ---------------------------------------------------------- */
-
-static bool has_kinds(const call *c, uint32_t k0, uint32_t k1, uint32_t k2)
-{
-    const cl_argument *a = c->arguments;
-    return a[0].kind == k0 && a[1].kind == k1 && a[2].kind == k2 &&
-           a[3].kind == CL_KIND_NONE;
-}
 
 static TEEC_Result outside_load(cl_host *host, const call *c)
 {
