@@ -1,10 +1,14 @@
 # Paths are absolute: the kit would put the objects of `../ta` outside of O.
 ta-sources := $(wildcard $(NATIVE)/ta/*.c)
-srcs-y += platform.c chacha.c $(ta-sources) $(CORE_SOURCES) $(KERNEL_SOURCES)
+srcs-y += chacha.c memory.c platform.c $(ta-sources) $(CORE_SOURCES) $(KERNEL_SOURCES)
 global-incdirs-y += . ../ta ../core ../core/kernels
 
 $(foreach source,$(CORE_SOURCES) $(KERNEL_SOURCES),\
 	$(eval cflags-$(source)-y := $(KERNEL_FLAGS)))
+
+# Loops must not become calls of what they implement.
+cflags-memory.c-y := $(KERNEL_FLAGS) -fno-builtin \
+	-fno-tree-loop-distribute-patterns
 
 CIPHER_FLAGS ?= -O3 -mno-strict-align -march=$(MARCH)
 ifneq ($(MBEDTLS_DIR),)
