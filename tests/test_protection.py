@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 import cloister
-from cloister.boards import SUITES
+from cloister.boards import SUITES, load_board
 from cloister.errors import DataError, OutputExists, PlanError, TargetError, UnsupportedModel, UserError
 from cloister.protection import lower_target, protect, protect_lowered
 from cloister.target import Target
@@ -101,6 +101,98 @@ def test_slicing_off_refuses_what_does_not_fit_whole(tmp_path):
     protect_lowered(lowered, tmp_path / "b", inside="all", budget_bytes=smallest)
     with pytest.raises(PlanError, match="`up`"):
         protect_lowered(lowered, tmp_path / "c", inside="all", budget_bytes=smallest, slicing="off")
+
+
+BOARD = """
+[tiny]
+title = "A tiny board"
+platform = "tiny"
+heap_bytes = 65_536
+stack_bytes = 65_536
+shared_bytes = 65_536
+march = "armv8-a"
+suite = "ChaCha20-Poly1305"
+secure_ram = false
+rpmb = false
+secure_boot = true
+emulated = false
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A profile of a board with 48 KiB for the inside and 64 KiB for a call."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(BOARD)
+    return str(path)
+
+
+def call_bytes(manifest):
+    """What the largest call for one group takes: run block, images and results, and a sealed slice, in pages."""
+    n_bytes = {t.name: int(np.prod(t.shape)) * {"int8": 1, "float32": 4}[t.dtype] for t in manifest.tensors}
+    payload = max(sum(n_bytes[n] for n in (*s.inputs, *s.outputs)) for s in manifest.steps if s.world == "inside")
+    largest = max(piece.n_bytes for piece in manifest.slices) + 16
+    return 3 * 4096 + manifest.plan.lanes * payload + -(-largest // 4096) * 4096
+
+
+def test_board_gives_budget_cipher_and_label(tiny, tmp_path):
+    lowered = make_lowered("residual", 8)
+    for board, name in (("rpi3", "rpi3"), ("qemu-virt", "qemu-virt"), (tiny, "tiny")):
+        protected = protect_lowered(lowered, tmp_path / "m", inside="all", board=board, force=True)
+        manifest, profile = protected.manifest, load_board(board)
+        assert manifest.suite == profile.suite == "ChaCha20-Poly1305"
+        assert manifest.plan.board.name == name
+        assert manifest.plan.board.demonstration == profile.weaknesses
+        assert manifest.plan.budget_bytes == profile.inside_bytes >= manifest.plan.inside_bytes
+    result, stats = run(protected.path, x := images(lowered.captured.input_shape, 3).numpy())
+    np.testing.assert_array_equal(result, oracle.run(lowered.graph, x)[lowered.graph.output])
+    assert stats.planned_for == manifest.plan.board
+    assert stats.board is None
+
+
+@pytest.mark.parametrize("name", ["twice", "shapes", "residual", "batch_norms"])
+@pytest.mark.parametrize("bits", [8, 32])
+def test_calls_of_a_board_carry_every_slice(name, bits, tiny, tmp_path):
+    manifest = protect_lowered(make_lowered(name, bits), tmp_path / "m", inside="all", board=tiny).manifest
+    assert call_bytes(manifest) <= 65536
+    assert manifest.plan.smallest_budget_bytes <= manifest.plan.inside_bytes
+
+
+def test_wide_layers_are_cut_for_a_boards_calls_also_where_all_stay(tmp_path, tiny):
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 60)).eval()
+    target = Target(model=model, name="wide", input_shape=(64,))
+    board = tmp_path / "large.toml"
+    board.write_text(BOARD.replace("heap_bytes = 65_536", "heap_bytes = 1_048_576"))
+    manifest = protect(target, tmp_path / "m", inside="all", bits=32, board=str(board)).manifest
+    assert call_bytes(manifest) <= 65536
+    assert len(manifest.slices) > 2
+    assert all(piece.resident for piece in manifest.slices)
+    x = images((64,), 5).numpy()
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "m", x)[0], model(torch.from_numpy(x)).numpy(), atol=1e-5)
+    with pytest.raises(PlanError, match=r"leaves .* whole `0`"):
+        protect(target, tmp_path / "m", inside="all", bits=32, board=str(board), slicing="off", force=True)
+
+
+def test_budget_may_be_smaller_than_the_boards_and_not_larger(tiny, tmp_path):
+    lowered = make_lowered("residual", 8)
+    most = load_board(tiny).inside_bytes
+    plan = protect_lowered(lowered, tmp_path / "a", inside="all", board=tiny, budget_bytes=most).manifest.plan
+    assert plan.budget_bytes == most
+    protect_lowered(lowered, tmp_path / "b", inside="all", board=tiny, budget_bytes=plan.smallest_budget_bytes)
+    with pytest.raises(PlanError, match=f"at most {most} bytes for tiny, but got {most + 1}: .* 65536 "):
+        protect_lowered(lowered, tmp_path / "c", inside="all", board=tiny, budget_bytes=most + 1)
+    assert not (tmp_path / "c").exists()
+
+
+def test_own_cipher_wins_over_the_boards(tiny, tmp_path):
+    protected = protect_lowered(make_lowered("twice", 8), tmp_path / "m", inside="all", board=tiny, suite="AES-256-GCM")
+    assert protected.manifest.suite == "AES-256-GCM"
+
+
+def test_unknown_board_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no board `rpi9`"):
+        protect_lowered(make_lowered("twice", 8), tmp_path / "m", inside="none", board="rpi9")
 
 
 def test_every_layer_has_a_reason(tmp_path):

@@ -8,27 +8,36 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from cloister.errors import UserError
 
-__all__ = ["SUITES", "Board", "Suite", "load_board", "load_boards"]
+__all__ = ["SUITES", "TA_BYTES", "Board", "Suite", "load_board", "load_boards"]
 
 Suite = Literal["AES-256-GCM", "ChaCha20-Poly1305"]
 #: Suites by their number in bundles and on the wire.
 SUITES: dict[Suite, int] = {"AES-256-GCM": 1, "ChaCha20-Poly1305": 2}
 
 
+#: What the trusted application takes of its heap beside the inside's own memory: the session, the ciphers' operations,
+#: the allocator's headers and what falls between its blocks. `load` copies a program twice, but frees the first copy
+#: before it takes the inside's memory, and that copy is never larger.
+TA_BYTES = 16384
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
+_Word = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+
+
 class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A board with OP-TEE.
 
     Attributes:
-        name: as `--board` takes it; at most 31 ASCII characters.
+        name: as `--board` takes it: at most 31 lower-case letters, digits and hyphens.
         title: for people.
         platform: OP-TEE's name for it (`PLATFORM=`).
-        heap_bytes: heap of the trusted application: all that can be inside.
+        heap_bytes: heap of the trusted application, at least 64 KiB.
         stack_bytes: its stack.
         shared_bytes: what the parameters of one call may have together, each rounded up to 4096.
         march: instruction set of its cores, as gcc's `-march` takes it.
@@ -39,18 +48,23 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         emulated: a program that acts as a board.
     """
 
-    name: str
+    name: _Name
     title: str
-    platform: str
-    heap_bytes: int
-    stack_bytes: int
-    shared_bytes: int
-    march: str
+    platform: _Word
+    heap_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, lt=1 << 32)]
+    stack_bytes: Annotated[int, msgspec.Meta(ge=1 << 13, lt=1 << 32)]
+    shared_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, lt=1 << 32)]
+    march: _Word
     suite: Suite
     secure_ram: bool
     rpmb: bool
     secure_boot: bool
     emulated: bool
+
+    @property
+    def inside_bytes(self) -> int:
+        """The most inside memory that a plan may need here."""
+        return self.heap_bytes - TA_BYTES
 
     @property
     def weaknesses(self) -> tuple[str, ...]:
@@ -73,7 +87,7 @@ def load_boards(path: Path | None = None) -> dict[str, Board]:
     try:
         text = (path or resources.files("cloister") / "boards.toml").read_text(encoding="utf-8")
         tables = tomllib.loads(text)
-        return {name: msgspec.convert({"name": name, **table}, Board) for name, table in tables.items()}
+        return {name: msgspec.convert(dict(name=name, **table), Board) for name, table in tables.items()}
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, TypeError) as error:

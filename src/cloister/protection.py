@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from cloister import __version__
-from cloister.boards import SUITES, Suite
+from cloister.boards import SUITES, TA_BYTES, Board, Suite, load_board
 from cloister.bundle.file import write_bundle
 from cloister.bundle.keys import check_devices, recipients
 from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
@@ -27,7 +27,7 @@ from cloister.enclave.core import OutsideProgram
 from cloister.errors import BundleError, DataError, PlanError, UnsupportedModel, UserError
 from cloister.layers import Layer, layer_table
 from cloister.outputs import check_output
-from cloister.planning.plan import LayerPlan, Plan, Slicing
+from cloister.planning.plan import BoardPlan, LayerPlan, Plan, Slicing
 from cloister.planning.select import select_layers
 from cloister.progress import Progress
 from cloister.units import format_bytes
@@ -121,7 +121,8 @@ def protect(
     bits: Literal[8, 32] = 8,
     calibration: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
-    suite: Suite = "AES-256-GCM",
+    suite: Suite | None = None,
+    board: str | None = None,
     devices: Sequence[str] = ("local",),
     force: bool = False,
     progress: Progress | None = None,
@@ -133,11 +134,13 @@ def protect(
         out: the bundle file to write.
         inside: which layers go inside: `all`, `none`, `last:K`, or names and globs separated by commas.
         slicing: `auto` cuts layers into as few slices as fit; `off` refuses a layer that does not fit whole.
-        budget_bytes: inside memory that may be used; None for no limit.
+        budget_bytes: inside memory that may be used; None for what the board has, or no limit without one.
         bits: 8: int8; 32: float32.
         calibration: see `lower_target`.
         seed: see `lower_target`.
-        suite: cipher that the inside is sealed with; ChaCha20-Poly1305 for processors without AES instructions.
+        suite: cipher that the inside is sealed with; ChaCha20-Poly1305 for processors without AES instructions. None
+            for the board's, or AES-256-GCM without one.
+        board: plan for this board: a name of the board profiles, or a `.toml` file with one; None for any.
         devices: who may open it: `local`, or files with public keys.
         force: overwrite an existing file.
         progress: told how far it is, or None.
@@ -158,6 +161,7 @@ def protect(
         slicing=slicing,
         budget_bytes=budget_bytes,
         suite=suite,
+        board=board,
         devices=devices,
         force=force,
     )
@@ -170,13 +174,17 @@ def protect_lowered(
     inside: str,
     slicing: Slicing = "auto",
     budget_bytes: int | None = None,
-    suite: Suite = "AES-256-GCM",
+    suite: Suite | None = None,
+    board: str | None = None,
     devices: Sequence[str] = ("local",),
     force: bool = False,
 ) -> Protected:
     """The second half of `protect`: the same operations can go into many bundles."""
     _check_choice("slicing", slicing, ("auto", "off"))
+    profile = load_board(board) if board is not None else None
+    suite = suite or (profile.suite if profile else "AES-256-GCM")
     _check_choice("suite", suite, tuple(SUITES))
+    budget_bytes = _board_budget(budget_bytes, profile)
     path = Path(out)
     check_output(path, force=force)
     check_devices(devices)
@@ -186,7 +194,11 @@ def protect_lowered(
     _refuse_shared_weights(graph, reasons)
     stages = split(graph, reasons)
     inner = [s.stage for s in stages if s.world == "inside"]
-    program = build_inside(graph, inner, budget_bytes=budget_bytes, slicing=slicing) if inner else None
+    call_bytes = profile.shared_bytes if profile else None
+    program, smallest = None, 0
+    if inner:
+        program = build_inside(graph, inner, budget_bytes=budget_bytes, slicing=slicing, call_bytes=call_bytes)
+        smallest = smallest_budget(graph, inner, call_bytes)
     plan = Plan(
         inside=inside,
         slicing=slicing,
@@ -194,8 +206,9 @@ def protect_lowered(
         budget_bytes=budget_bytes,
         inside_bytes=program.inside_bytes if program else 0,
         lanes=program.lanes if program else 1,
-        smallest_budget_bytes=smallest_budget(graph, inner) if inner else 0,
+        smallest_budget_bytes=smallest,
         seed=lowered.seed,
+        board=_board_plan(profile),
         layers=tuple(_layer_plan(layer, reasons, program) for layer in layer_table(graph)),
     )
     parts = _outside_parts(lowered, stages)
@@ -211,6 +224,27 @@ def protect_lowered(
         force=force,
     )
     return Protected(path=path, manifest=manifest)
+
+
+def _board_budget(budget_bytes: int | None, board: Board | None) -> int | None:
+    """The budget, by default what the board has.
+
+    Raises:
+        PlanError: the board has less.
+    """
+    if board is None:
+        return budget_bytes
+    if budget_bytes is not None and budget_bytes > board.inside_bytes:
+        raise PlanError(
+            f"expected a budget of at most {board.inside_bytes} bytes for {board.name}, but got {budget_bytes}: "
+            f"its heap of {board.heap_bytes} bytes also holds {TA_BYTES} of the trusted application's own",
+            "leave out the budget to use all that the board has, or give its profile a larger heap",
+        )
+    return board.inside_bytes if budget_bytes is None else budget_bytes
+
+
+def _board_plan(board: Board | None) -> BoardPlan | None:
+    return BoardPlan(name=board.name, title=board.title, demonstration=board.weaknesses) if board else None
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

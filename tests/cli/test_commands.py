@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from cloister.boards import load_board
 from cloister.bundle.keys import fingerprint, parse_public_key
 from cloister.cli import ui
 
@@ -225,6 +226,49 @@ def test_protect_document(call, tmp_path):
     assert document["plan"]["bits"] == 32
     assert document["plan"]["budget_bytes"] is None
     assert all(layer["inside"] for layer in document["plan"]["layers"])
+
+
+PROTECT = ["protect", "zoo:vgg7", "--data", "digits", "--inside", "last:3", "-o", "b.cloister"]
+
+
+def test_protect_for_a_board_takes_its_budget_and_tells_what_it_is_worth(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    label = "rpi3 — a demonstration: no secure RAM: the normal world can read the inside; no secure boot: "
+    outcome = call(*PROTECT, "--board", "rpi3")
+    assert outcome.code == 0
+    assert label in outcome.out
+    assert "ChaCha20-Poly1305" in outcome.out
+    assert label in call("inspect", "b.cloister").out
+    ran = call("run", "b.cloister", "--data", "digits", "--limit", "2")
+    assert label in ran.out
+    assert "process isolation, not hardware" in ran.out
+    plan = call("inspect", "b.cloister", "-f", "json").document["plan"]
+    assert plan["budget_bytes"] == load_board("rpi3").inside_bytes
+    assert plan["board"]["demonstration"] == list(load_board("rpi3").weaknesses)
+    stats = call("run", "b.cloister", "--data", "digits", "--limit", "2", "-f", "json").document["stats"]
+    assert stats["planned_for"] == plan["board"]
+    assert stats["board"] is None
+
+
+@pytest.mark.parametrize(("budget", "expected"), [("64KiB", 65536), ("none", "all"), (None, "all")])
+def test_protect_budget_beside_a_board(call, budget, expected):
+    args = ["--budget", budget] if budget else []
+    plan = call(*PROTECT, "--board", "qemu-virt", "-f", "json", *args).document["plan"]
+    assert plan["budget_bytes"] == (load_board("qemu-virt").inside_bytes if expected == "all" else expected)
+
+
+def test_protect_with_more_than_the_board_has_is_refused_with_both_numbers(call):
+    outcome = call(*PROTECT, "--board", "rpi3", "--budget", "8MiB")
+    assert outcome.code == 2
+    words = " ".join(outcome.err.split())
+    assert f"at most {load_board('rpi3').inside_bytes} bytes for rpi3, but got {8 << 20}" in words
+
+
+@pytest.mark.parametrize(("board", "says"), [("rpi9", "no board `rpi9`"), ("no.toml", "cannot be read")])
+def test_protect_for_an_unknown_board_is_found_before_any_work(call, board, says):
+    outcome = call("protect", "zoo:nothing", "--board", board)
+    assert outcome.code == 2
+    assert says in outcome.err
 
 
 def test_protect_refuses_to_overwrite_before_any_work(call, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from cloister.bundle.crossing import crossings
 from cloister.bundle.file import read_bundle
 from cloister.cli import plans
-from cloister.planning.plan import LayerPlan, Plan
+from cloister.planning.plan import BoardPlan, LayerPlan, Plan
 
 
 def layer(name, reason, *, inside):
@@ -44,6 +44,13 @@ def test_budget_in_words():
     one = [layer("fc", "", inside=True)]
     assert plans.budget_text(make_plan(one)) == "4 KiB of 64 KiB (it could run in 2 KiB)"
     assert plans.budget_text(make_plan(one, None)) == "4 KiB without a limit (it could run in 2 KiB)"
+
+
+def test_boards_in_words():
+    lacking = BoardPlan(name="rpi3", title="Raspberry", demonstration=("no secure RAM: a", "no secure boot: b"))
+    assert plans.board_text(lacking) == "rpi3 — a demonstration: no secure RAM: a; no secure boot: b"
+    assert plans.board_text(msgspec.structs.replace(lacking, demonstration=())) == "rpi3 — Raspberry"
+    assert plans.board_text(None).startswith("none")
 
 
 def test_lanes_in_words():

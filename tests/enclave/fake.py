@@ -22,8 +22,8 @@ def put(data, at=0):
 def respond(result=0, sizes=(0, 0, 0, 0), sequence=None, magic=b"CLRS", zero=0):
     stream.sendall(struct.pack("<4sIII4Q", magic, seq if sequence is None else sequence, result, zero, *sizes))
 
-def info(protocol=1, kind=1):
-    put(struct.pack("<IIIIQ32s64s32s8x", protocol, kind, 0, 0, 65536, KEY, b"fake", b""))
+def info(protocol=1, kind=1, heap=65536, board=b""):
+    put(struct.pack("<IIIIQ32s64s32s8x", protocol, kind, 0, 0, heap, KEY, b"fake", board))
     respond(sizes=(160, 0, 0, 0))
 
 def load(n_stages=1, n_slices=2):

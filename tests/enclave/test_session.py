@@ -30,11 +30,13 @@ from cloister.errors import (
     BundleError,
     EnclaveCrashed,
     EnclaveError,
+    EnclaveOutOfMemory,
     InputError,
     NotForThisDevice,
     ProtocolError,
     UserError,
 )
+from cloister.planning.plan import BoardPlan
 from tests import oracle
 from tests.bundle.sample import (
     INPUT_SHAPE,
@@ -328,6 +330,39 @@ def test_enclave_killed_in_the_middle_of_a_call_is_a_crash(monkeypatch, tmp_path
     fake.install(monkeypatch, tmp_path, "answers[3] = lambda: os.kill(os.getpid(), 9)", key=fake_key())
     with load(make_sample().write(tmp_path / "m", [fake_key()])) as session, pytest.raises(EnclaveCrashed):
         session.run(images(1))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "board", "fix"),
+    [
+        ("answers[1] = lambda: info(heap=8000, board=b'rpi3')", "rpi3", "--board rpi3"),
+        ("answers[1] = lambda: info(heap=8000)", "", "--budget below 8000"),
+        ("answers[2] = lambda: respond(result=0xFFFF000C)", "", "--budget"),
+    ],
+)
+def test_inside_that_the_enclave_has_no_room_for_is_refused_with_both_numbers(
+    behaviour, board, fix, monkeypatch, tmp_path
+):
+    """By what the enclave says of its heap, without loading; or by its answer, where others use that heap, too."""
+    loads = "" if "answers[2]" in behaviour else "\nanswers[2] = lambda: os.kill(os.getpid(), 9)"
+    fake.install(monkeypatch, tmp_path, behaviour + loads, key=fake_key())
+    sample = make_sample()
+    heap = 8000 if "heap" in behaviour else 65536
+    with pytest.raises(
+        EnclaveOutOfMemory, match=f"needs {sample.program.inside_bytes} bytes, .* {heap} bytes"
+    ) as caught:
+        load(sample.write(tmp_path / "m", [fake_key()]))
+    assert fix in caught.value.hint
+
+
+def test_boards_of_bundle_and_enclave_are_both_told(monkeypatch, tmp_path):
+    fake.install(monkeypatch, tmp_path, "answers[1] = lambda: info(board=b'qemu-virt')", key=fake_key())
+    sample = make_sample()
+    board = BoardPlan(name="rpi3", title="Raspberry", demonstration=("no secure RAM: …",))
+    plan = msgspec.structs.replace(sample.manifest.plan, board=board)
+    planned = dataclasses.replace(sample, manifest=msgspec.structs.replace(sample.manifest, plan=plan))
+    with load(planned.write(tmp_path / "m", [fake_key()])) as session:
+        assert (session.stats.board, session.stats.planned_for) == ("qemu-virt", board)
 
 
 def test_closed_session_refuses_to_run(bundles):

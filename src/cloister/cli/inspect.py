@@ -80,6 +80,7 @@ def _show(document: InspectDocument, path: Path) -> None:
         ("sealed", f"program {format_bytes(sizes.sealed_program)}, {_slices(n_slices, n_resident, sizes)}"),
         ("cipher", document.suite),
         ("in the clear", format_bytes(sizes.outside)),
+        ("board", plans.board_text(plan.board)),
         ("inside memory", plans.budget_text(plan)),
         ("side by side", plans.lanes_text(plan)),
         ("opens in", ", ".join(document.recipients) or "any device: nothing is sealed"),

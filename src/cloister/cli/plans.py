@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from cloister.bundle.crossing import Crossing
 from cloister.cli import ui
-from cloister.planning.plan import LayerPlan, Plan
+from cloister.planning.plan import BoardPlan, LayerPlan, Plan
 from cloister.units import format_bytes
 
 __all__ = [
+    "board_text",
     "budget_text",
     "describe_crossing",
     "lanes_text",
@@ -72,6 +73,15 @@ def budget_text(plan: Plan) -> str:
         return "none: nothing is inside"
     limit = f"of {format_bytes(plan.budget_bytes)}" if plan.budget_bytes is not None else "without a limit"
     return f"{format_bytes(plan.inside_bytes)} {limit} (it could run in {format_bytes(plan.smallest_budget_bytes)})"
+
+
+def board_text(board: BoardPlan | None) -> str:
+    """What a plan is made for, and what its protection is worth: `rpi3 — a demonstration: no secure RAM: …`."""
+    if board is None:
+        return "none: for anything with the memory"
+    return f"{board.name} — " + (
+        f"a demonstration: {'; '.join(board.demonstration)}" if board.demonstration else board.title
+    )
 
 
 def lanes_text(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 import msgspec
 
-from cloister.boards import Suite
+from cloister.boards import Suite, load_board
 from cloister.bundle.crossing import Crossing, crossings
 from cloister.bundle.keys import check_devices
 from cloister.cli import options, plans, ui
@@ -65,7 +65,12 @@ class ProtectDocument(msgspec.Struct, frozen=True, kw_only=True):
     default="8MiB",
     show_default=True,
     metavar="SIZE",
-    help="Inside memory that may be used, or `none` for no limit.",
+    help="Inside memory that may be used, or `none` for no limit. Left out beside --board: all that the board has.",
+)
+@click.option(
+    "--board",
+    metavar="BOARD",
+    help="Plan for a board: its name, or a .toml file with its profile. It gives budget, size of slices, and cipher.",
 )
 @click.option("--bits", type=click.Choice(["8", "32"]), default="8", show_default=True, help="int8 or float32.")
 @click.option(
@@ -102,6 +107,8 @@ def protect(target: str, out: Path | None, devices: tuple[str, ...], force: bool
     """
     out = out or Path(_stem(target, choices["weights"]) + ".cloister")
     check_output(out, force=force)
+    if choices["board"] is not None:
+        load_board(choices["board"])
     check_devices(devices)
     from cloister.protection import protect as run_protect
 
@@ -112,7 +119,8 @@ def protect(target: str, out: Path | None, devices: tuple[str, ...], force: bool
             out,
             inside=choices["inside"],
             slicing=cast(Slicing, choices["slice"]),
-            budget_bytes=choices["budget"],
+            budget_bytes=_budget(choices),
+            board=choices["board"],
             bits=8 if choices["bits"] == "8" else 32,
             calibration=_calibration(loaded, dataset, choices["seed"]),
             seed=choices["seed"],
@@ -121,6 +129,15 @@ def protect(target: str, out: Path | None, devices: tuple[str, ...], force: bool
             progress=progress,
         )
     _print(protected, devices, choices["data"], format)
+
+
+def _budget(choices: dict[str, Any]) -> int | None:
+    """The budget that is asked for; with a board and none asked for None, which stands for all that the board has."""
+    source = click.get_current_context().get_parameter_source("budget")
+    if choices["board"] is not None and source == click.core.ParameterSource.DEFAULT:
+        return None
+    size: int | None = choices["budget"]
+    return size
 
 
 def _stem(target: str, weights: Path | None) -> str:
@@ -185,6 +202,7 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
     plans.show_crossings(crossing)
     rows = [("bundle", f"{protected.path}, {format_bytes(n_bytes)}"), ("inside memory", plans.budget_text(plan))]
     inside = [
+        ("board", plans.board_text(plan.board)),
         ("side by side", plans.lanes_text(plan)),
         ("cipher", manifest.suite),
         ("opens in", ", ".join(devices)),

@@ -156,8 +156,10 @@ def _inside_rows(stats: Stats) -> list[tuple[str, str]]:
     limit = "without a limit" if stats.budget_bytes is None else f"of {format_bytes(stats.budget_bytes)}"
     per_image = max(1, stats.images)
     opened = f"{ui.number(stats.slices_opened)}, {format_bytes(stats.slice_bytes_opened)}"
+    board = f" on {stats.board}" if stats.board else ""
     return [
-        ("enclave", f"{stats.enclave}: {stats.isolation}"),
+        ("enclave", f"{stats.enclave}{board}: {stats.isolation}"),
+        ("planned for", plans.board_text(stats.planned_for)),
         ("inside memory", f"peak {format_bytes(stats.inside_peak_bytes)} {limit}"),
         ("calls inside", ui.number(stats.calls)),
         (

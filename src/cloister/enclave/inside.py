@@ -80,8 +80,13 @@ class Inside:
             )
         suite = SUITES[bundle.manifest.suite]
         block = wire.pack_load(bundle.bundle_id, bundle.manifest_sha256, recipient.enc, recipient.sealed_key, suite)
-        loaded = self.enclave.load(block, (bundle.sealed_program.offset, bundle.sealed_program.n_bytes))
         manifest = bundle.manifest
+        if manifest.plan.inside_bytes > self.enclave.info.heap_bytes:
+            raise self._too_large()
+        try:
+            loaded = self.enclave.load(block, (bundle.sealed_program.offset, bundle.sealed_program.n_bytes))
+        except EnclaveOutOfMemory as error:
+            raise self._too_large() from error
         expected = sum(step.world == "inside" for step in manifest.steps), len(manifest.slices)
         if (loaded.n_stages, loaded.n_slices) != expected:
             raise BundleError(
@@ -89,6 +94,15 @@ class Inside:
                 f"but got {loaded.n_stages} and {loaded.n_slices}"
             )
         return loaded
+
+    def _too_large(self) -> EnclaveOutOfMemory:
+        info, plan = self.enclave.info, self._bundle.manifest.plan
+        board = f"--board {info.board}" if info.board else f"a --budget below {info.heap_bytes}"
+        return EnclaveOutOfMemory(
+            f"{self._bundle.path}: its inside needs {plan.inside_bytes} bytes, but the enclave's heap of "
+            f"{info.heap_bytes} bytes has no room for it",
+            f"protect the model with {board}, or end other sessions with this enclave",
+        )
 
     def _open_resident(self) -> None:
         """Open all slices that stay: damage shows now, and the first run is as fast as any other."""

@@ -25,6 +25,7 @@ from cloister.errors import (
     BundleError,
     InputError,
 )
+from cloister.planning.plan import BoardPlan
 
 if TYPE_CHECKING:
     from cloister.enclave.core import OutsideProgram
@@ -58,6 +59,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         enclave: `local`, `optee`, or None if nothing is inside.
         isolation: what keeps the rest of the machine out of the enclave, in words.
+        board: the board that the enclave was built for, as it says itself; None if it says none.
+        planned_for: the board that the bundle was planned for, or None.
         images: images that were run.
         inside_bytes: inside memory that the program needs.
         inside_peak_bytes: the most that the enclave measured.
@@ -75,6 +78,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     enclave: str | None
     isolation: str | None
+    board: str | None
+    planned_for: BoardPlan | None
     images: int
     inside_bytes: int
     inside_peak_bytes: int
@@ -279,6 +284,8 @@ class Session:
         return Stats(
             enclave=inside.enclave.info.kind if inside else None,
             isolation=inside.enclave.info.isolation if inside else None,
+            board=(inside.enclave.info.board or None) if inside else None,
+            planned_for=manifest.plan.board,
             images=self._images,
             inside_bytes=inside.loaded.inside_bytes if inside else 0,
             inside_peak_bytes=measured.heap_peak_bytes,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["LayerPlan", "Plan", "Slicing"]
+__all__ = ["BoardPlan", "LayerPlan", "Plan", "Slicing"]
 
 Slicing = Literal["auto", "off"]
 
@@ -33,6 +33,20 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class BoardPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The board that a plan is made for.
+
+    Attributes:
+        name: as in the board profiles.
+        title: for people.
+        demonstration: why the inside is not safe there from whoever has the board; empty if nothing is known.
+    """
+
+    name: str
+    title: str
+    demonstration: tuple[str, ...]
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What goes inside.
 
@@ -46,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             once for all of them; 1 if nothing is inside.
         smallest_budget_bytes: the least budget that this choice of layers could run in.
         seed: of the calibration sample.
+        board: what it is planned for, or None: for anything that has the memory.
         layers: one entry for each layer, in the order of first use.
     """
 
@@ -57,4 +72,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int
     smallest_budget_bytes: int
     seed: int
+    board: BoardPlan | None = None
     layers: tuple[LayerPlan, ...]
