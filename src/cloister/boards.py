@@ -21,9 +21,9 @@ Suite = Literal["AES-256-GCM", "ChaCha20-Poly1305"]
 SUITES: dict[Suite, int] = {"AES-256-GCM": 1, "ChaCha20-Poly1305": 2}
 
 
-#: What the trusted application takes of its heap beside the inside's own memory: the session, the ciphers' operations,
-#: the allocator's headers and what falls between its blocks. `load` copies a program twice, but frees the first copy
-#: before it takes the inside's memory, and that copy is never larger.
+#: What a plan leaves free of the heap. One session needs nothing of it: the 4096 bytes of state in `inside_bytes` cover
+#: its own, and `load` frees its first copy of the program before it takes the inside's memory (on OP-TEE 4.5 a plan of
+#: the whole heap loads). It is for the sessions of others, who share the heap and only ask who the enclave is.
 TA_BYTES = 16384
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]

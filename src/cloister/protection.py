@@ -237,7 +237,7 @@ def _board_budget(budget_bytes: int | None, board: Board | None) -> int | None:
     if budget_bytes is not None and budget_bytes > board.inside_bytes:
         raise PlanError(
             f"expected a budget of at most {board.inside_bytes} bytes for {board.name}, but got {budget_bytes}: "
-            f"its heap of {board.heap_bytes} bytes also holds {TA_BYTES} of the trusted application's own",
+            f"its heap of {board.heap_bytes} bytes keeps {TA_BYTES} for the trusted application itself",
             "leave out the budget to use all that the board has, or give its profile a larger heap",
         )
     return board.inside_bytes if budget_bytes is None else budget_bytes

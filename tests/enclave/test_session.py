@@ -196,7 +196,7 @@ def test_bad_input_is_refused(x, says, bundles):
 
 
 def test_unknown_enclave_is_the_users(bundles):
-    with pytest.raises(UserError, match="`emulator`"):
+    with pytest.raises(UserError, match="`sgx`"):
         load(bundles[None], enclave="sgx")
 
 
