@@ -70,6 +70,15 @@ def test_anew_that_fails_keeps_what_was_there(cache):
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
+def test_alone(cache):
+    others = [cache.made("thing", [n], lambda _: None) for n in range(3)]
+    kept = cache.made("thing-two", [], lambda _: None)
+    folder = cache.made("thing", [3], lambda _: None, alone=True)
+    assert folder.is_dir()
+    assert kept.is_dir()
+    assert not any(other.exists() for other in others)
+
+
 def killed_in_the_middle(root):
     def make(folder):
         (folder / "file").write_text("half")

@@ -19,6 +19,7 @@ __all__ = ["Apt"]
 _HINT = (
     "run it again: what was fetched is kept; CLOISTER_DEBIAN_MIRROR names another mirror, such as https://HOST/debian"
 )
+_HELPER = "/usr/lib/apt/apt-helper"
 _SETTINGS = """\
 Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";
@@ -109,14 +110,17 @@ class Apt:
 
     def _fetch(self, kind: str, command: Sequence[str], packages: Sequence[str], suffix: str) -> dict[str, str]:
         """Fetch; the file of each package, of a source its description."""
-        uris = self._run(*command, "--print-uris", *packages, what=f"{kind} are not in Debian {self._suite}")
-        self._run(*command, *packages, what=f"{kind} cannot be fetched")
-        files = re.findall(rf"' (\S+{re.escape(suffix)}) ", uris)
+        text = self._run(*command, "--print-uris", *packages, what=f"{kind} are not in Debian {self._suite}")
+        wanted = re.findall(r"^'(\S+)' (\S+) \d+ (\S+:\S+)$", text, re.MULTILINE)
+        # `apt-get download` starts anew what was broken off; its helper goes on with it.
+        parts = [part for uri, name, digest in wanted for part in (uri, self._downloads / name, digest)]
+        self._run("download-file", *parts, program=_HELPER, what=f"{kind} cannot be fetched")
+        files = [name for _, name, _ in wanted if name.endswith(suffix)]
         return {package: next(file for file in files if file.startswith(f"{package}_")) for package in packages}
 
-    def _run(self, *words: str, program: str = "apt-get", what: str) -> str:
+    def _run(self, *words: object, program: str = "apt-get", what: str) -> str:
         env = {"APT_CONFIG": str(self._folder / "apt.conf")}
-        return run_tool([program, "-q", *words], what, cwd=self._downloads, env=env, hint=_HINT)
+        return run_tool([program, "-q", *words], what, cwd=self._folder, env=env, hint=_HINT)
 
 
 def _host_acquire() -> str:

@@ -19,6 +19,7 @@ from cloister.errors import EnclaveUnavailable, UserError
 __all__ = ["Cache", "cache_folder", "digest_of_folder", "locked"]
 
 _NEW = ".new-"
+_KEY_DIGITS = 16
 
 
 def cache_folder() -> Path:
@@ -84,9 +85,11 @@ class Cache:
             inputs: all that its contents depend on; anything that JSON can hold.
         """
         key = hashlib.sha256(msgspec.json.encode(inputs, order="sorted")).hexdigest()
-        return self.root / f"{name}-{key[:16]}"
+        return self.root / f"{name}-{key[:_KEY_DIGITS]}"
 
-    def made(self, name: str, inputs: Any, make: Callable[[Path], None], *, anew: bool = False) -> Path:
+    def made(
+        self, name: str, inputs: Any, make: Callable[[Path], None], *, anew: bool = False, alone: bool = False
+    ) -> Path:
         """A folder, made if it is not there.
 
         Args:
@@ -94,6 +97,7 @@ class Cache:
             inputs: see `path`.
             make: fills a new, empty folder.
             anew: make it even if it is there.
+            alone: remove others of that name: it is large, and whoever misses one can do without.
 
         Raises:
             EnclaveUnavailable: there is no room for it.
@@ -105,7 +109,14 @@ class Cache:
             # Another process may have made it meanwhile.
             if anew or not folder.is_dir():
                 self._make(folder, make)
+                if alone:
+                    self._remove_others(name, folder)
         return folder
+
+    def _remove_others(self, name: str, folder: Path) -> None:
+        for other in self.root.glob(f"{name}-{'[0-9a-f]' * _KEY_DIGITS}"):
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
 
     def _make(self, folder: Path, make: Callable[[Path], None]) -> None:
         # The lock is ours: what is unfinished here was left by a process that was killed.

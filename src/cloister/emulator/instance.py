@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -165,11 +166,14 @@ class Instance:
                 stream = qemu.connect_socket(self.folder, f"port{number}")
             except OSError as error:
                 raise EnclaveUnavailable(f"the emulator's port {number} is gone: {error.strerror}", _HINT) from error
-            lock = undo.pop_all()
+            # Whoever uses the stream closes it first; this one still tells whether the other end is there.
+            watch = undo.enter_context(stream.dup())
+            held = undo.pop_all()
 
         def close() -> str:
-            lock.close()
-            return self._how_it_ended()
+            ended = _is_at_end(watch)
+            held.close()
+            return self._how_it_ended() if ended else ""
 
         process = qemu.process_id(self.folder)
         return Link(stream=stream, process_id=process, close=close, hint=_HINT, install_hint=_INSTALL_HINT)
@@ -203,7 +207,7 @@ class Instance:
                     yield int(file.read() or b"0")
 
     def _how_it_ended(self) -> str:
-        """Empty while the machine runs."""
+        """Why a port was closed at its other end."""
         end = time.monotonic() + _END_SECONDS
         while qemu.process_id(self.folder):
             if time.monotonic() > end:
@@ -239,3 +243,12 @@ class Instance:
         """End the machine at once, if it runs."""
         self._ready.unlink(missing_ok=True)
         qemu.kill(self.folder)
+
+
+def _is_at_end(stream: socket.socket) -> bool:
+    try:
+        return not stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

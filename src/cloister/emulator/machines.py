@@ -81,6 +81,10 @@ class Machine(abc.ABC):
             folder: the running machine's folder.
         """
 
+    @abc.abstractmethod
+    def loads(self, images: Images) -> list[str]:
+        """More arguments: what QEMU puts into RAM. Of no use to a machine that goes on from a saved state."""
+
     def fetch(self, downloads: Path, target: Path) -> None:
         """Fetch and unpack packages.
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cloister.emulator.hosttools import QEMU, RUNNING, require, run_tool
+from cloister.emulator.hosttools import QEMU, RUNNING, require, run_tool, tool
 from cloister.errors import EnclaveError, EnclaveUnavailable
 
-__all__ = ["COUNTING", "connect_socket", "kill", "monitor", "process_id", "save_state", "start", "version"]
+__all__ = ["COUNTING", "connect_socket", "identity", "kill", "monitor", "process_id", "save_state", "start"]
 
 #: Instructions instead of time: each takes a nanosecond of the guest's time, and nothing depends on the host's clock.
 COUNTING = (
@@ -33,14 +33,16 @@ _PATIENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.01
 
 
-def version() -> str:
-    """QEMU's version: a saved state fits no other.
+def identity() -> list[object]:
+    """What changes with QEMU's program: a saved state fits no other.
 
     Raises:
         EnclaveUnavailable: QEMU is not installed.
     """
     require(RUNNING)
-    return run_tool([QEMU, "--version"], "QEMU cannot be used").splitlines()[0]
+    path = Path(str(tool(QEMU))).resolve()
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def start(folder: Path, arguments: Sequence[str], state: Path | None) -> None:

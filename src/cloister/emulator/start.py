@@ -83,11 +83,14 @@ def _make_storage(path: Path, tell: Callable[[str], None]) -> None:
 
 def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str], None], *, fresh: bool) -> None:
     """From the saved state if there is one that works, otherwise from nothing."""
+    machine = instance.machine
     extra = list(qemu.COUNTING) if instance.counting else []
-    inputs = [qemu.version(), instance.machine.arguments(images, Path()), extra]
-    arguments = [*instance.machine.arguments(images, instance.folder), *extra]
-    name = f"{instance.machine.name}-state"
+    loads = machine.loads(images)
+    # What a state must fit; the machine's folder may be another one.
+    inputs = [qemu.identity(), machine.arguments(images, Path()), loads, extra]
+    name = f"state-{instance.folder.name}"
     saved = cache.path(name, inputs)
+    arguments = [*machine.arguments(images, instance.folder), *extra]
     began = time.monotonic()
     restored = saved.is_dir() and not fresh and _restore(instance, arguments, saved, tell)
     if not restored:
@@ -100,9 +103,10 @@ def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str
 
         tell("starting the machine")
         began = time.monotonic()
-        _boot(instance, arguments, None)
-        cache.made(name, inputs, save, anew=True)
-    _go(instance)
+        _run(instance, [*arguments, *loads], None)
+        _ask(instance, "ping", seconds=_BOOT_SECONDS)
+        cache.made(name, inputs, save, anew=True, alone=True)
+        _go(instance)
     tell("asking the trusted application")
     with StreamEnclave(instance.link()) as enclave:
         instance.mark_ready(Start(restored=restored, seconds=time.monotonic() - began, info=enclave.info))
@@ -112,15 +116,18 @@ def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callab
     """Go on from a saved state. One that does not fit is no error: the machine can start from nothing."""
     tell("starting the machine from its saved state")
     try:
-        _boot(instance, arguments, saved)
+        _run(instance, arguments, saved)
+        _go(instance)
         return True
+    except _StorageError:
+        raise
     except EnclaveError:
         instance.kill()
         return False
 
 
-def _boot(instance: Instance, arguments: list[str], saved: Path | None) -> None:
-    """Start QEMU, and wait for the machine's Linux."""
+def _run(instance: Instance, arguments: list[str], saved: Path | None) -> None:
+    """Start QEMU. The logs of a saved state begin with what had been written when it was saved."""
     for log in _LOGS:
         path = instance.folder / log
         path.unlink(missing_ok=True)
@@ -128,22 +135,25 @@ def _boot(instance: Instance, arguments: list[str], saved: Path | None) -> None:
             shutil.copyfile(saved / log, path)
     make_pipes(instance.folder)
     qemu.start(instance.folder, arguments, saved / "state" if saved else None)
-    _ask(instance, "ping", seconds=_BOOT_SECONDS)
+
+
+class _StorageError(EnclaveUnavailable):
+    """The storage cannot be mounted."""
 
 
 def _go(instance: Instance) -> None:
-    """Let Linux use the storage and start `cloister-host`."""
-    status, said = _ask(instance, "go", str(instance.machine.profile.shared_bytes), seconds=_GO_SECONDS)
+    """Let OP-TEE use its storage."""
+    status, said = _ask(instance, "go", seconds=_GO_SECONDS)
     if status != 0:
-        raise EnclaveUnavailable(
+        raise _StorageError(
             f"the storage of the emulator cannot be used: {said}",
             f"remove {instance.folder / 'storage.img'}: the device key is lost with it",
         )
 
 
-def _ask(instance: Instance, word: str, rest: str = "", *, seconds: float) -> tuple[int, str]:
+def _ask(instance: Instance, word: str, *, seconds: float) -> tuple[int, str]:
     try:
         with control(instance.folder) as guest:
-            return guest.ask(word, rest, seconds=seconds)
+            return guest.ask(word, seconds=seconds)
     except EnclaveError as error:
         raise EnclaveError(f"{error}; it wrote last:\n{instance.last_words()}", error.hint) from error

@@ -80,7 +80,8 @@ class Virt(Machine):
 
     def arguments(self, images: Images, folder: Path) -> list[str]:
         """See `Machine.arguments`."""
-        words = f"{_KERNEL_WORDS} initrd={_INITRD_AT:#x},{images.initrd.stat().st_size}"
+        shared = self.profile.shared_bytes
+        words = f"{_KERNEL_WORDS} initrd={_INITRD_AT:#x},{images.initrd.stat().st_size} cloister.shared={shared}"
         storage = in_option(folder / "storage.img")
         ports = [
             word
@@ -93,16 +94,21 @@ class Virt(Machine):
         return [
             *("-machine", "virt,secure=on,gic-version=3", "-cpu", "cortex-a76", "-smp", "1", "-m", "512"),
             *("-bios", str(images.firmware / "flash.bin")),
-            # The kernel is named twice: only with -kernel QEMU puts its command line into the device tree.
-            *("-kernel", str(images.kernel), "-append", words),
-            *("-device", f"loader,file={in_option(images.kernel)},addr={_KERNEL_AT:#x},force-raw=on"),
-            *("-device", f"loader,file={in_option(images.initrd)},addr={_INITRD_AT:#x},force-raw=on"),
+            # Only beside a kernel QEMU takes a command line; the one that runs is among what is loaded.
+            *("-kernel", "/dev/null", "-append", words),
             *("-chardev", "file,id=linux,path=linux.log,append=on", "-serial", "chardev:linux"),
             *("-chardev", "file,id=optee,path=optee.log,append=on", "-serial", "chardev:optee"),
-            *("-drive", f"if=none,id=storage,file={storage},format=raw,cache=writethrough"),
+            *("-drive", f"if=none,id=storage,file={storage},format=raw"),
             *("-device", "virtio-blk-pci,drive=storage"),
             *("-device", "virtio-serial-pci"),
             *("-chardev", "pipe,id=control,path=control"),
             *("-device", "virtserialport,chardev=control,name=cloister.control"),
             *ports,
+        ]
+
+    def loads(self, images: Images) -> list[str]:
+        """See `Machine.loads`."""
+        return [
+            *("-device", f"loader,file={in_option(images.kernel)},addr={_KERNEL_AT:#x},force-raw=on"),
+            *("-device", f"loader,file={in_option(images.initrd)},addr={_INITRD_AT:#x},force-raw=on"),
         ]
