@@ -9,22 +9,11 @@ import pytest
 
 from cloister.cli import main
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def blocks(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    return [text for name, text in found if name == language]
-
-
-def commands_with(words):
-    """The arguments of each command of the one block that has these words."""
-    (text,) = [block for block in blocks("") if words in block]
-    for line in text.splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "cloister"
-        yield arguments
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -38,35 +27,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def train(arguments):
-    arguments[arguments.index("--epochs") + 1] = "1"
-    assert main(arguments) == 0
-
-
 def test_commands_and_code(folder, capsys):
-    first, *others = commands_with("cloister train")
-    train(first)
-    for arguments in others:
-        assert main(arguments) == 0, arguments
+    (commands,) = [b for b in blocks("") if "cloister protect" in b]
+    for line in commands.splitlines():
+        arguments = shlex.split(line)
+        assert arguments[0] == "cloister"
+        if arguments[1] == "train":
+            arguments[arguments.index("--epochs") + 1] = "1"
+        assert main(arguments[1:]) == 0, line
     (folder / "vgg16.cloister").unlink()
     (code,) = blocks("python")
     exec(code, {})  # noqa: S102
     assert int(capsys.readouterr().out.split()[-1]) <= 1 << 20
 
 
-@pytest.mark.emulator
-def test_commands_of_the_emulator(folder):
-    first, *_ = commands_with("cloister train")
-    train(first)
-    try:
-        for arguments in commands_with("cloister emulator up"):
-            assert main(arguments) == 0, arguments
-    finally:
-        main(["emulator", "down"])
-
-
 def test_local_links_lead_somewhere():
-    names = ("README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md")
-    for path in [*(ROOT / name for name in names), *(ROOT / "docs").rglob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            assert link.startswith("http") or (path.parent / link).exists(), (path, link)
+    for text in [README, *((Path(__file__).parent.parent / n).read_text() for n in ("ARCHITECTURE.md", "SECURITY.md"))]:
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert link.startswith("http") or (Path(__file__).parent.parent / link).exists(), link

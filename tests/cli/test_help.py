@@ -12,7 +12,7 @@ from cloister.cli import cloister
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = [
     *("", "demo", "train", "protect", "run", "inspect", "keys", "keys show", "keys export"),
-    *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs", "doctor"),
+    *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs", "bench", "doctor"),
 ]
 
 

@@ -23,7 +23,6 @@ print("torch" in sys.modules, code, file=sys.stderr)
         ["keys", "show"],
         ["keys", "export", "{folder}/new.pub"],
         ["doctor"],
-        ["emulator", "status"],
         ["run", "{bundle}", "--data", "digits"],
         ["run", "{bundle}", "--data", "digits", "-o", "{folder}/outputs.npy"],
         ["run", "nothing.cloister", "--data", "digits"],

@@ -12,14 +12,18 @@ import tempfile
 import threading
 from collections.abc import Callable
 
+import numpy as np
+
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES
+from cloister.enclave.core import OutsideProgram
 from cloister.enclave.local import LocalEnclave
 from cloister.enclave.stream import Link
 from cloister.enclave.wire import Command, Kind, Parameter, Region
 from cloister.errors import BundleError, EnclaveError, EnclaveOutOfMemory, NotForThisDevice, ProtocolError
 
 PAGE = 4096
+CLOCK_RATE = 62_500_000
 _RESULTS = {
     NotForThisDevice: 0xFFFF0001,
     BundleError: 0xFFFF3071,
@@ -34,11 +38,21 @@ class Bridge:
     Attributes:
         hello: (result, origin) of opening a session.
         calls: commands in order.
+        ticks: what the clock says that a command took, by command and whether it was refused.
         largest_call_bytes: the most that a call's parameters had, in whole pages.
     """
 
-    def __init__(self, *, shared_bytes: int = 1 << 22, heap_bytes: int = 1 << 23, before: bytes = b"") -> None:
-        self.shared_bytes, self.heap_bytes = shared_bytes, heap_bytes
+    def __init__(
+        self,
+        *,
+        shared_bytes: int = 1 << 22,
+        heap_bytes: int = 1 << 23,
+        before: bytes = b"",
+        ticks: Callable[[int, bool], int] = lambda command, refused: 0,
+    ) -> None:
+        self.shared_bytes, self.heap_bytes, self.ticks = shared_bytes, heap_bytes, ticks
+        self._last_ticks = 0
+        self._outside: OutsideProgram | None = None
         self.hello = (0, 0)
         self.calls: list[int] = []
         self.largest_call_bytes = 0
@@ -127,8 +141,14 @@ class Bridge:
             offset = given[0].offset
             assert offset <= len(self._store)
             self._store[offset : offset + given[0].size] = inputs[0]
+        elif command == Command.CLOCK:
+            sizes, outputs = [16, 0, 0, 0], struct.pack("<QQ", self._last_ticks, CLOCK_RATE)
+        elif command in (Command.OUTSIDE_LOAD, Command.OUTSIDE_RUN):
+            sizes, outputs = self._run_outside(command, given, inputs)
         else:
             result, sizes, outputs = self._forward(command, given, inputs)
+        if command != Command.CLOCK:
+            self._last_ticks = self.ticks(command, result != 0)
         response = struct.pack("<4sIII4Q", b"CLRS", sequence, result, 0, *sizes) + outputs
         self._theirs.sendall(self.behave(command, response))
 
@@ -163,6 +183,16 @@ class Bridge:
             if p.kind in (Kind.OUTPUT, Kind.BOTH)
         )
         return 0, list(sizes), outputs
+
+    def _run_outside(self, command, given, inputs):
+        if command == Command.OUTSIDE_LOAD:
+            parts = [bytes(self._store[p.offset : p.offset + p.size]) for p in given[:2]]
+            self._outside = OutsideProgram(*parts)
+            return [0] * 4, b""
+        stage, n_images = struct.unpack("<II", inputs[0])
+        results = self._outside.run(stage, np.frombuffer(inputs[1], np.uint8).reshape(n_images, -1)).tobytes()
+        assert len(results) == given[2].size
+        return [len(inputs[0]), len(inputs[1]), len(results), 0], results
 
     def end(self) -> None:
         """Cut the stream, as a guest that dies does."""

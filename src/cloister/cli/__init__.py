@@ -14,6 +14,7 @@ import click
 
 from cloister import __version__
 from cloister.cli import ui
+from cloister.cli.bench import bench
 from cloister.cli.demo import demo
 from cloister.cli.doctor import doctor
 from cloister.cli.emulator import emulator
@@ -62,7 +63,7 @@ def cloister() -> None:
     """Keep the part of a neural network that remembers its training data inside an enclave."""
 
 
-for _command in (demo, train, protect, run, inspect, keys, emulator, doctor):
+for _command in (demo, train, protect, run, inspect, keys, emulator, bench, doctor):
     cloister.add_command(_command)
 
 

@@ -30,7 +30,6 @@ _HINT = "`cloister emulator up` starts it; `cloister emulator logs` shows what i
 _INSTALL_HINT = "`cloister emulator up --fresh` builds the trusted application anew"
 _LAST_LINES = 5
 _END_SECONDS = 0.5
-_RETRY_SECONDS = 0.005
 _STOP_SECONDS = 15.0
 
 
@@ -181,19 +180,13 @@ class Instance:
 
     def _take_port(self, undo: contextlib.ExitStack) -> int:
         """A free port's number; its lock is held until the stack is closed."""
-        # Twice: whoever asks for the status holds each lock for a moment.
-        for number in 2 * list(range(self.machine.n_ports)):
-            file = self._port_lock(number)
-            try:
+        for number in range(self.machine.n_ports):
+            file = undo.enter_context(self._port_lock(number))
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                time.sleep(_RETRY_SECONDS)
-                continue
-            undo.enter_context(file)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
-            return number
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n".encode())
+                return number
         holders = ", ".join(map(str, sorted(set(self._clients()))))
         raise EnclaveBusy(
             f"all {self.machine.n_ports} ports of the emulator are taken, by process {holders}",

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "Stats", "StepStats", "load"]
 
+#: Parts of the outside program, in the order in which it is opened.
+_OUTSIDE = ("program", "constants")
 #: Images travel together until this much memory is shared; a larger image travels alone.
 _PIECE_BYTES = 4 << 20
 
@@ -160,7 +162,8 @@ class Session:
         self._counters = [_Counter() for _ in manifest.steps]
         self._images = 0
         self._piece_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, manifest.steps), default=1))
-        self._outside = _open_outside(bundle)
+        parts: dict[str, int] = {part.kind: index for index, part in enumerate(manifest.parts) if part.kind != "torch"}
+        self._outside = self._open_outside(*(bundle.part(parts[kind]) for kind in _OUTSIDE)) if parts else None
         self._check_outside()
         self._torch = _open_torch(bundle)
         self._inside = self._open_inside(enclave, window_bytes)
@@ -172,6 +175,11 @@ class Session:
         lanes = self.bundle.manifest.plan.lanes
         return n_images - n_images % lanes if n_images > lanes else n_images
 
+    def _open_outside(self, program: bytes, constants: bytes | memoryview) -> OutsideProgram:
+        from cloister.enclave.core import OutsideProgram  # needs the core library, a model that is all inside does not
+
+        return OutsideProgram(program, constants)
+
     def _open_inside(self, enclave: str, window_bytes: int | None) -> Inside | None:
         step_bytes = max(
             (self._step_bytes(step) for step in self.bundle.manifest.steps if step.world == "inside"), default=None
@@ -182,15 +190,20 @@ class Session:
         return Inside(self.bundle, opened, step_bytes=step_bytes, window_bytes=window_bytes)
 
     def _connect(self, enclave: str, payload_bytes: int) -> Enclave:
-        plan, start = self.bundle.manifest.plan, self.bundle.sealed_program.offset
+        plan = self.bundle.manifest.plan
         heap_bytes = plan.inside_bytes if plan.budget_bytes is None else plan.budget_bytes
         return connect(
             enclave,
             self.bundle.file,
-            store_range=(start, self.bundle.slices.offset + self.bundle.slices.n_bytes - start),
+            store_range=self._store_range(),
             payload_bytes=payload_bytes,
             heap_bytes=max(heap_bytes, MIN_HEAP_BYTES),  # the program's own budget still holds inside
         )
+
+    def _store_range(self) -> tuple[int, int]:
+        """(offset, bytes) of what is sealed in the bundle: program and slices, which lie side by side."""
+        start, slices = self.bundle.sealed_program.offset, self.bundle.slices
+        return start, slices.offset + slices.n_bytes - start
 
     def _check_outside(self) -> None:
         """Manifest and outside program agree on what goes in and out of each stage."""
@@ -320,15 +333,6 @@ class Session:
 
 
 # --- The outside -------------------------------------------------------------------------------------------------
-
-
-def _open_outside(bundle: Bundle) -> OutsideProgram | None:
-    parts = {part.kind: index for index, part in enumerate(bundle.manifest.parts) if part.kind != "torch"}
-    if not parts:
-        return None
-    from cloister.enclave.core import OutsideProgram  # needs the core library, a model that is all inside does not
-
-    return OutsideProgram(bundle.part(parts["program"]), bundle.part(parts["constants"]))
 
 
 def _open_torch(bundle: Bundle) -> list[TorchStage]:
