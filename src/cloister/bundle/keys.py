@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloister.enclave.connect import ENCLAVES, enclave_info
+from cloister.enclave.connect import ENCLAVES, enclave_info, is_enclave
 from cloister.errors import UserError
 
 __all__ = ["PUBLIC_KEY_BYTES", "check_devices", "fingerprint", "format_public_key", "parse_public_key", "recipients"]
@@ -103,7 +103,7 @@ def check_devices(names: Sequence[str]) -> None:
 
 
 def _recipient(name: str) -> bytes:
-    return enclave_info(name).public_key if name in ENCLAVES else _read_key(name)
+    return enclave_info(name).public_key if is_enclave(name) else _read_key(name)
 
 
 def _read_key(name: str) -> bytes:

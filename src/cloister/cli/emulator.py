@@ -56,7 +56,11 @@ class LogDocument(msgspec.Struct, frozen=True, kw_only=True):
 def _machine(command: _F) -> _F:
     """`--machine`: which one."""
     return click.option(
-        "--machine", default="virt", show_default=True, metavar="NAME", help="`virt`: QEMU's board with secure RAM."
+        "--machine",
+        default="virt",
+        show_default=True,
+        metavar="NAME",
+        help="`virt`: QEMU's board with secure RAM; `rpi3`: Raspberry Pi 3, without.",
     )(command)
 
 
@@ -88,12 +92,14 @@ def up(machine: str, fresh: bool, format: str) -> None:
         status = machines.up(machine, fresh=fresh, progress=progress)
     _print(status, format)
     if format == "table":
+        other = [] if machine == "virt" else ["--machine", machine]
+        enclave = "emulator" if machine == "virt" else f"emulator:{machine}"
         ui.next_steps(
             "Next",
             [
-                ["cloister", "keys", "show", "--enclave", "emulator"],
-                ["cloister", "run", "FILE.cloister", "--data", "DATA", "--enclave", "emulator"],
-                ["cloister", "emulator", "down"],
+                ["cloister", "keys", "show", "--enclave", enclave],
+                ["cloister", "run", "FILE.cloister", "--data", "DATA", "--enclave", enclave],
+                ["cloister", "emulator", "down", *other],
             ],
         )
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cloister.enclave.connect import ENCLAVES
+from cloister.enclave.connect import ENCLAVES, is_enclave
 from cloister.errors import UserError
 from cloister.units import parse_bytes
 
@@ -85,6 +85,6 @@ def enclave(command: _F) -> _F:
 
 
 def _known_enclave(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if value not in ENCLAVES:
+    if not is_enclave(value):
         raise click.BadParameter(f"expected one of {', '.join(ENCLAVES)}, but got `{value}`", ctx, param)
     return value

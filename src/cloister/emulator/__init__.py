@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cloister.emulator.instance import Instance, Start, Status, World
 from cloister.emulator.machines import Machine
+from cloister.emulator.rpi3 import Rpi3
 from cloister.emulator.start import bring_up
 from cloister.emulator.virt import Virt
 from cloister.enclave.stream import Link
@@ -17,7 +18,7 @@ from cloister.progress import Progress
 __all__ = ["MACHINES", "Start", "Status", "connect", "down", "instance", "logs", "status", "up"]
 
 #: The machines by their names.
-MACHINES: dict[str, Machine] = {machine.name: machine for machine in (Virt(),)}
+MACHINES: dict[str, Machine] = {machine.name: machine for machine in (Virt(), Rpi3())}
 
 
 def instance(machine: str = "virt", *, counting: bool = False) -> Instance:

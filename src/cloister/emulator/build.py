@@ -16,7 +16,7 @@ from cloister.emulator import cpio
 from cloister.emulator.hosttools import CROSS_COMPILE, run_tool
 from cloister.errors import EnclaveUnavailable
 
-__all__ = ["build_initrd", "build_programs", "guest_init", "make", "native_sources"]
+__all__ = ["build_initrd", "build_programs", "guest", "make", "native_sources"]
 
 _LIBRARIES = "usr/lib/aarch64-linux-gnu"
 _LIBC = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6")
@@ -36,9 +36,10 @@ def native_sources() -> Path:
     return path
 
 
-def guest_init() -> Path:
-    """The script that is the first process of the machine's Linux."""
-    return Path(__file__).with_name("guest") / "init"
+def guest(machine: str) -> tuple[Path, Path]:
+    """The script that is the first process of a machine's Linux, and the machine's own part of it."""
+    folder = Path(__file__).with_name("guest")
+    return folder / "init", folder / machine
 
 
 def make(folder: Path, what: str, **variables: str | Path | int) -> None:
@@ -104,17 +105,20 @@ def build_programs(board: Board, *, kit: Path, client: Path, teec: Path, mbedtls
     shutil.rmtree(target / "host")
 
 
-def build_initrd(packages: Path, programs: Path, modules: Iterable[str], target: Path) -> None:
+def build_initrd(machine: str, packages: Path, programs: Path, modules: Iterable[str], target: Path) -> None:
     """Write the initrd.
 
     Args:
+        machine: its name.
         packages: unpacked: busybox-static, libc6, libteec2, tee-supplicant, linux.
         programs: what `build_programs` made.
         modules: names of the kernel's modules that the guest may load.
         target: the file.
     """
+    init, own = guest(machine)
     entries = {
-        "init": cpio.program(guest_init().read_bytes()),
+        "init": cpio.program(init.read_bytes()),
+        "etc/machine": cpio.program(own.read_bytes()),
         "bin/busybox": cpio.program((packages / "busybox-static/usr/bin/busybox").read_bytes()),
         "usr/sbin/tee-supplicant": cpio.program((packages / "tee-supplicant/usr/sbin/tee-supplicant").read_bytes()),
         "usr/bin/cloister-host": cpio.program((programs / "cloister-host").read_bytes()),

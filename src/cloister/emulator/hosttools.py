@@ -10,10 +10,23 @@ from pathlib import Path
 
 from cloister.errors import EnclaveUnavailable
 
-__all__ = ["BUILDING", "CROSS_COMPILE", "KEYRING", "QEMU", "RUNNING", "require", "run_tool", "tool"]
+__all__ = [
+    "BUILDING",
+    "BUILDING_OPTEE",
+    "CROSS_COMPILE",
+    "KEYRING",
+    "PYTHON",
+    "QEMU",
+    "RUNNING",
+    "require",
+    "run_tool",
+    "tool",
+]
 
 QEMU = "qemu-system-aarch64"
 CROSS_COMPILE = "aarch64-linux-gnu-"
+#: Debian's own Python: it has Debian's modules.
+PYTHON = "/usr/bin/python3"
 #: Debian's public keys: whatever comes from a mirror must be signed with one of them.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 #: Where programs for administrators are, which users' PATH often lacks.
@@ -43,6 +56,16 @@ def _header(compiler: str, header: str) -> Callable[[], bool]:
     return found
 
 
+def _module(name: str) -> Callable[[], bool]:
+    """Whether Debian's Python has a module."""
+
+    def found() -> bool:
+        words = [PYTHON, "-c", f"import {name}"]
+        return Path(PYTHON).exists() and subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+    return found
+
+
 #: What running a machine needs, by Debian package.
 RUNNING: Mapping[str, Callable[[], bool]] = {"qemu-system-arm": _program(QEMU)}
 #: What building firmware, trusted application and initrd needs besides.
@@ -55,6 +78,12 @@ BUILDING: Mapping[str, Callable[[], bool]] = {
     "dpkg-dev": _program("dpkg-source"),
     "e2fsprogs": _program("mke2fs"),
     "debian-archive-keyring": KEYRING.is_file,
+}
+#: What building OP-TEE itself and editing a board's device tree needs besides.
+BUILDING_OPTEE: Mapping[str, Callable[[], bool]] = {
+    "device-tree-compiler": _program("fdtput"),
+    "python3-cryptography": _module("cryptography"),
+    "python3-pyelftools": _module("elftools"),
 }
 
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import msgspec
 
 from cloister.emulator import qemu
 from cloister.emulator.cache import locked
 from cloister.emulator.control import control
-from cloister.emulator.machines import Machine
+from cloister.emulator.machines import Machine, World
 from cloister.enclave.local import state_root
 from cloister.enclave.stream import Link
 from cloister.enclave.wire import EnclaveInfo
@@ -25,7 +25,6 @@ from cloister.errors import EnclaveBusy, EnclaveError, EnclaveUnavailable, UserE
 
 __all__ = ["Instance", "Start", "Status", "World"]
 
-World = Literal["linux", "optee"]
 _HINT = "`cloister emulator up` starts it; `cloister emulator logs` shows what it wrote"
 _INSTALL_HINT = "`cloister emulator up --fresh` builds the trusted application anew"
 _LAST_LINES = 5
@@ -135,7 +134,7 @@ class Instance:
     def log(self, world: World) -> str:
         """What Linux or OP-TEE wrote to its serial line since the machine was started; empty if it never was."""
         with contextlib.suppress(FileNotFoundError):
-            text = (self.folder / f"{world}.log").read_bytes().decode("utf-8", "replace")
+            text = self.machine.log(self.folder, world).decode("utf-8", "replace")
             return text.replace("\r", "").replace("\0", "")
         return ""
 

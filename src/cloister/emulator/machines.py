@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from cloister.boards import Board, load_board
 from cloister.emulator import build, hosttools
 from cloister.emulator.apt import Apt
 from cloister.emulator.cache import Cache, digest_of_folder
 
-__all__ = ["Images", "Machine", "in_option"]
+__all__ = ["Images", "Machine", "World", "in_option"]
+
+World = Literal["linux", "optee"]
 
 _FILES = "files.txt"
 
@@ -24,7 +27,7 @@ class Images(NamedTuple):
     Attributes:
         firmware: folder of what `Machine.build_firmware` made.
         kernel: Linux, as QEMU loads it.
-        initrd: its first file system, with the trusted application in it.
+        initrd: its first file system, with the trusted application in it; beside it, what `Machine.finish` made.
     """
 
     firmware: Path
@@ -42,8 +45,11 @@ class Machine(abc.ABC):
         packages: binary packages for arm64.
         kernel: a metapackage that depends on the kernel's; unpacked as `linux`.
         sources: source packages; unpacked in `src`.
+        sid_sources: source packages of Debian's release `sid`, for what is not in `suite`; unpacked beside the others.
         modules: the kernel's modules that the guest loads.
+        logs: files in the running machine's folder that it writes.
         n_ports: how many clients it can serve at once.
+        tools: what building it needs of the host besides `hosttools.BUILDING`, in the same form.
     """
 
     name: str
@@ -52,8 +58,11 @@ class Machine(abc.ABC):
     packages: tuple[str, ...]
     kernel: str
     sources: tuple[str, ...]
+    sid_sources: tuple[str, ...] = ()
     modules: tuple[str, ...]
+    logs: tuple[str, ...] = ("linux.log", "optee.log")
     n_ports: int
+    tools: Mapping[str, Callable[[], bool]] = MappingProxyType({})
 
     @abc.abstractmethod
     def build_firmware(self, packages: Path, target: Path) -> None:
@@ -65,14 +74,46 @@ class Machine(abc.ABC):
         """
 
     @abc.abstractmethod
-    def build_programs(self, packages: Path, target: Path) -> None:
-        """Build the trusted application and `cloister-host`; see `build.build_programs`."""
+    def build_programs(self, packages: Path, firmware: Path, target: Path) -> None:
+        """Build the trusted application and `cloister-host`; see `build.build_programs`.
+
+        Args:
+            packages: what was fetched and unpacked.
+            firmware: what `build_firmware` made.
+            target: the folder to fill.
+        """
+
+    def finish(self, packages: Path, target: Path) -> None:  # noqa: B027  most machines need nothing
+        """Make what else the machine boots from: nothing, as a rule.
+
+        Args:
+            packages: what was fetched and unpacked.
+            target: a folder that holds `initrd.cpio`; what is made goes there, too.
+        """
+
+    def log(self, folder: Path, world: World) -> bytes:
+        """What a world wrote to its serial line.
+
+        Raises:
+            FileNotFoundError: the machine was never started.
+        """
+        return (folder / f"{world}.log").read_bytes()
+
+    def plug_in(self, folder: Path) -> None:  # noqa: B027
+        """Plug in what must not be in a saved state: nothing, as a rule.
+
+        Args:
+            folder: the running machine's folder.
+
+        Raises:
+            EnclaveError, OSError: the machine has ended.
+        """
 
     @abc.abstractmethod
     def arguments(self, images: Images, folder: Path) -> list[str]:
         """QEMU's arguments, but for those that all machines have.
 
-        QEMU starts in the folder, so that names in it can be relative: `linux.log`, `optee.log`, the control port
+        QEMU starts in the folder, so that names in it can be relative: those of `logs`, the control line
         `control` (a pair of pipes), and the sockets `port0` and so on. Afterwards it works in the root folder: disks,
         which it opens again, have their whole path.
 
@@ -98,6 +139,10 @@ class Machine(abc.ABC):
         files = apt.unpack([*self.packages, kernel], target)
         (target / kernel).rename(target / "linux")
         files += apt.unpack_sources(self.sources, target / "src")
+        if self.sid_sources:
+            sid = Apt(downloads / "sid", "sid")
+            sid.update()
+            files += sid.unpack_sources(self.sid_sources, target / "src")
         (target / _FILES).write_text("".join(f"{file}\n" for file in files))
 
     @property
@@ -121,15 +166,16 @@ class Machine(abc.ABC):
         recipe = [files, self._recipe()]
 
         def firmware(new: Path) -> None:
-            _ready_to_build()
+            self._ready_to_build()
             tell("building the firmware")
             self.build_firmware(packages, new)
 
         def boot(new: Path) -> None:
-            _ready_to_build()
+            self._ready_to_build()
             tell("building the trusted application")
-            self.build_programs(packages, new)
-            build.build_initrd(packages, new, self.modules, new / "initrd.cpio")
+            self.build_programs(packages, built_firmware, new)
+            build.build_initrd(self.name, packages, new, self.modules, new / "initrd.cpio")
+            self.finish(packages, new)
 
         sources = digest_of_folder(build.native_sources())
         inputs = [recipe, sources, self.profile]
@@ -140,24 +186,23 @@ class Machine(abc.ABC):
 
     def _packages(self, cache: Cache, tell: Callable[[str], None]) -> Path:
         def fetch(new: Path) -> None:
-            _ready_to_build()
+            self._ready_to_build()
             tell("fetching Debian's packages")
             self.fetch(cache.root / "downloads", new)
 
-        wanted: list[Any] = [self.suite, self.packages, self.kernel, self.sources]
+        wanted: list[Any] = [self.suite, self.packages, self.kernel, self.sources, self.sid_sources]
         return cache.made(f"{self.name}-packages", wanted, fetch)
+
+    def _ready_to_build(self) -> None:
+        hosttools.require(hosttools.RUNNING, hosttools.BUILDING, self.tools)
 
     def _recipe(self) -> str:
         """Changes with what says how to build."""
         folder = Path(__file__).parent
-        parts = [folder / "machines.py", folder / "build.py", folder / f"{self.name}.py", build.guest_init()]
+        parts = [folder / "machines.py", folder / "build.py", folder / f"{self.name}.py", *build.guest(self.name)]
         return hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
 
 
 def in_option(path: Path) -> str:
     """A path as a part of one of QEMU's options, in which commas set parts apart."""
     return str(path).replace(",", ",,")
-
-
-def _ready_to_build() -> None:
-    hosttools.require(hosttools.RUNNING, hosttools.BUILDING)

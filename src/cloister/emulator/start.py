@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cloister.emulator import hosttools, qemu
@@ -21,7 +22,6 @@ __all__ = ["bring_up"]
 _STORAGE_BYTES = 16 << 20
 _BOOT_SECONDS = 180.0
 _GO_SECONDS = 60.0
-_LOGS = ("linux.log", "optee.log")
 #: Packages, firmware, trusted application, storage, boot, state, answer.
 _N_STEPS = 7
 
@@ -98,13 +98,14 @@ def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str
         def save(new: Path) -> None:
             tell("saving the machine's state")
             qemu.save_state(instance.folder, new / "state")
-            for log in _LOGS:
+            for log in instance.machine.logs:
                 shutil.copyfile(instance.folder / log, new / log)
 
         tell("starting the machine")
         began = time.monotonic()
         _run(instance, [*arguments, *loads], None)
-        _ask(instance, "ping", seconds=_BOOT_SECONDS)
+        with _last_words(instance), control(instance.folder) as guest:
+            guest.wait(seconds=_BOOT_SECONDS)
         cache.made(name, inputs, save, anew=True, alone=True)
         _go(instance)
     tell("asking the trusted application")
@@ -128,7 +129,7 @@ def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callab
 
 def _run(instance: Instance, arguments: list[str], saved: Path | None) -> None:
     """Start QEMU. The logs of a saved state begin with what had been written when it was saved."""
-    for log in _LOGS:
+    for log in instance.machine.logs:
         path = instance.folder / log
         path.unlink(missing_ok=True)
         if saved:
@@ -143,7 +144,9 @@ class _StorageError(EnclaveUnavailable):
 
 def _go(instance: Instance) -> None:
     """Let OP-TEE use its storage."""
-    status, said = _ask(instance, "go", seconds=_GO_SECONDS)
+    with _last_words(instance), control(instance.folder) as guest:
+        instance.machine.plug_in(instance.folder)
+        status, said = guest.ask("go", seconds=_GO_SECONDS)
     if status != 0:
         raise _StorageError(
             f"the storage of the emulator cannot be used: {said}",
@@ -151,9 +154,11 @@ def _go(instance: Instance) -> None:
         )
 
 
-def _ask(instance: Instance, word: str, *, seconds: float) -> tuple[int, str]:
+@contextlib.contextmanager
+def _last_words(instance: Instance) -> Iterator[None]:
+    """An error tells what the machine wrote last."""
     try:
-        with control(instance.folder) as guest:
-            return guest.ask(word, seconds=seconds)
-    except EnclaveError as error:
-        raise EnclaveError(f"{error}; it wrote last:\n{instance.last_words()}", error.hint) from error
+        yield
+    except (EnclaveError, OSError) as error:
+        hint = error.hint if isinstance(error, EnclaveError) else None
+        raise EnclaveError(f"{error}; it wrote last:\n{instance.last_words()}", hint) from error

@@ -67,7 +67,7 @@ class Virt(Machine):
         (target / "flash.bin").write_bytes(first.ljust(_FIP_AT, b"\0") + (built / "fip.bin").read_bytes())
         shutil.rmtree(work)
 
-    def build_programs(self, packages: Path, target: Path) -> None:
+    def build_programs(self, packages: Path, firmware: Path, target: Path) -> None:
         """See `Machine.build_programs`."""
         build.build_programs(
             self.profile,

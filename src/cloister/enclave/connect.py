@@ -12,14 +12,19 @@ from cloister.errors import UserError
 if TYPE_CHECKING:
     from cloister.enclave.stream import Link
 
-__all__ = ["ENCLAVES", "check_enclave", "connect", "enclave_info"]
+__all__ = ["ENCLAVES", "check_enclave", "connect", "enclave_info", "is_enclave"]
 
 #: Names, and what they stand for.
 ENCLAVES = {
     "local": "a process on this machine, isolated from others but not by hardware",
-    "emulator": "OP-TEE in QEMU, see `cloister emulator`",
+    "emulator": "OP-TEE in QEMU, see `cloister emulator`; `emulator:NAME` is one of its other machines",
     "optee": "OP-TEE on this board",
 }
+
+
+def is_enclave(name: str) -> bool:
+    """Whether a name stands for an enclave: one of `ENCLAVES`, or `emulator:` and the name of a machine."""
+    return name in ENCLAVES or name.startswith("emulator:")
 
 
 def check_enclave(name: str) -> None:
@@ -28,7 +33,7 @@ def check_enclave(name: str) -> None:
     Raises:
         UserError: it does.
     """
-    if name not in ENCLAVES:
+    if not is_enclave(name):
         raise UserError(f"there is no enclave `{name}`", f"known are {', '.join(ENCLAVES)}")
 
 
@@ -38,7 +43,7 @@ def connect(
     """Open a session with an enclave.
 
     Args:
-        name: one of `ENCLAVES`.
+        name: see `is_enclave`.
         store: an open file, the bundle.
         store_range: (offset, bytes) of what the enclave may need of it.
         payload_bytes: memory for images and results.
@@ -66,7 +71,7 @@ def _open_link(name: str) -> Link:
         return optee.open_link()
     from cloister import emulator
 
-    return emulator.connect(name.removeprefix("emulator").removeprefix(":") or "virt")
+    return emulator.connect(name.partition(":")[2] or "virt")
 
 
 def enclave_info(name: str) -> EnclaveInfo:
