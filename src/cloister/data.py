@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cloister.errors import DataError
 
@@ -441,6 +440,8 @@ def _read_images(files: list[Path]) -> npt.NDArray[np.uint8]:
 
 def _read_image(file: Path, wanted: tuple[Path, tuple[int, ...]] | None) -> tuple[npt.NDArray[np.uint8], bool]:
     """Read one image as (3, H, W), and whether it is grey; its size is looked at before it is decoded."""
+    from PIL import Image  # not on every device: other data needs none
+
     try:
         with Image.open(file) as image:
             if wanted is not None and (image.height, image.width) != wanted[1][1:]:

@@ -97,14 +97,23 @@ def main(args: Sequence[str] | None = None) -> int:
         ui.failed(error)
         return error.exit_code
     except Exception as error:
-        ui.failed(error, f"unexpected {type(error).__name__}: {error}", _traceback_hint())
-        return _FAILED
+        return _unexpected(error)
     return result if isinstance(result, int) else _OK
 
 
 def _usage_hint(error: click.ClickException) -> str | None:
     context = error.ctx if isinstance(error, click.UsageError) else None
     return f"`{context.command_path} --help` explains its options" if context else None
+
+
+def _unexpected(error: Exception) -> int:
+    """Report what is no error of Cloister's: a package that this device does without, or a fault."""
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] != "cloister":
+        hint = "`pip install cloister` without --no-deps installs it; running bundles on a device does not need it"
+        ui.failed(error, f"this needs {error.name}, which is not installed", hint)
+        return _USAGE
+    ui.failed(error, f"unexpected {type(error).__name__}: {error}", _traceback_hint())
+    return _FAILED
 
 
 def _traceback_hint() -> str | None:

@@ -10,7 +10,6 @@ import resource
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -176,12 +175,14 @@ def _group_name(number: int) -> str:
 
 
 def _check_supplicant() -> Check:
-    """It loads trusted applications and keeps the storage; nothing can be opened without it."""
-    name = "tee-supplicant"
-    if any(path.read_text().strip() == name for path in Path("/proc").glob("[0-9]*/comm") if path.exists()):
-        return Check(name=name, state="ok", detail="runs")
-    fix = "apt install tee-supplicant, then systemctl enable --now tee-supplicant"
-    return Check(name=name, state="fail", detail="does not run", fix=fix)
+    runs = optee.supplicant_runs()
+    if runs:
+        return Check(name=optee.SUPPLICANT, state="ok", detail="runs")
+    if runs is None:
+        detail = "cannot be told: not all processes of this machine are to be seen from here"
+        fix = f"see on the machine itself whether it runs: pgrep {optee.SUPPLICANT}"
+        return Check(name=optee.SUPPLICANT, state="warn", detail=detail, fix=fix)
+    return Check(name=optee.SUPPLICANT, state="fail", detail="does not run", fix=optee.SUPPLICANT_HINT)
 
 
 def _check_application() -> Iterator[Check]:
