@@ -12,6 +12,25 @@ void cl_tee_init(cl_tee *tee, size_t shared_bytes)
     tee->result = TEEC_ERROR_BAD_STATE;
 }
 
+/* Half as much, and half of that, where the TEE driver has no more: with static
+ * shared memory, all of it may be less than what is asked for. */
+static TEEC_Result allocate_shared(cl_tee *tee)
+{
+    TEEC_Result result = TEEC_ERROR_OUT_OF_MEMORY;
+    size_t n_bytes = tee->shared_bytes;
+    do {
+        memset(&tee->shared, 0, sizeof tee->shared);
+        tee->shared.size = n_bytes;
+        tee->shared.flags = TEEC_MEM_INPUT | TEEC_MEM_OUTPUT;
+        result = TEEC_AllocateSharedMemory(&tee->context, &tee->shared);
+        if (result == TEEC_SUCCESS) {
+            tee->shared_bytes = n_bytes;
+        }
+        n_bytes = n_bytes / 2 & ~(size_t)4095;
+    } while (result == TEEC_ERROR_OUT_OF_MEMORY && n_bytes != 0);
+    return result;
+}
+
 /* Without a TEE, libteec says that something was not found, which is what it
  * says when the trusted application is not installed. */
 static TEEC_Result make_ready(cl_tee *tee)
@@ -22,11 +41,7 @@ static TEEC_Result make_ready(cl_tee *tee)
     if (TEEC_InitializeContext(NULL, &tee->context) != TEEC_SUCCESS) {
         return TEEC_ERROR_COMMUNICATION;
     }
-    memset(&tee->shared, 0, sizeof tee->shared);
-    tee->shared.size = tee->shared_bytes;
-    tee->shared.flags = TEEC_MEM_INPUT | TEEC_MEM_OUTPUT;
-    TEEC_Result result =
-        TEEC_AllocateSharedMemory(&tee->context, &tee->shared);
+    TEEC_Result result = allocate_shared(tee);
     if (result != TEEC_SUCCESS) {
         TEEC_FinalizeContext(&tee->context);
     }

@@ -332,7 +332,7 @@ def check_failures_to_open(binary: str) -> None:
     """Each is told in the answer to the hello, and again to whoever goes on."""
     cases = [
         ({"TEEC_FAIL_CONTEXT": "1"}, 0xFFFF000E, 1),
-        ({"TEEC_FAIL_SHARED": "1"}, 0xFFFF000C, 1),
+        ({"TEEC_MOST_SHARED": "4095"}, 0xFFFF000C, 1),
         ({"TEEC_FAIL_SESSION": "ffff0008"}, 0xFFFF0008, 3),
         ({"TEEC_FAIL_SESSION": "ffff000f"}, 0xFFFF000F, 3),
     ]
@@ -345,6 +345,17 @@ def check_failures_to_open(binary: str) -> None:
             assert host.store(0, b"x") == result
             assert host.call(CLOCK, (OUTPUT, 16))[0] == result
         host.end()
+
+
+def check_less_shared_memory(binary: str) -> None:
+    """Where the driver has less, half of it or less is what parameters may have."""
+    host = Host(binary, TEEC_MOST_SHARED=str(SHARED // 2 - 1))
+    smaller = SHARED // 4
+    assert host.hello()[::2] == (0, smaller)
+    assert len(host.info()) == INFO_BYTES
+    assert host.call(1, (INPUT, bytes(smaller + 1)))[0] == 0xFFFF0004
+    assert host.hello()[::2] == (0, smaller)
+    host.end()
 
 
 def wild_request(rng: random.Random, host: Host, bundle: Bundle) -> bytes:
@@ -551,6 +562,7 @@ def main() -> None:
     check_too_much_to_store(binary)
     check_results_are_bounded(binary)
     check_failures_to_open(binary)
+    check_less_shared_memory(binary)
     check_two_clients(binary)
     check_lines(binary)
     check_refused_starts(binary)

@@ -4,7 +4,7 @@
  * takes and what shall fail stand in the environment:
  *   TEEC_STATE            folder of the device key
  *   TEEC_FAIL_CONTEXT     InitializeContext fails
- *   TEEC_FAIL_SHARED      AllocateSharedMemory fails
+ *   TEEC_MOST_SHARED      AllocateSharedMemory fails for more bytes than this
  *   TEEC_FAIL_SESSION     OpenSession fails with this number, from the TEE
  *   TEEC_LIES             a result is said to be larger than its buffer
  */
@@ -45,7 +45,8 @@ TEEC_Result TEEC_AllocateSharedMemory(TEEC_Context *context,
                                       TEEC_SharedMemory *sharedMem)
 {
     (void)context;
-    if (getenv("TEEC_FAIL_SHARED") != NULL) {
+    const char *most = getenv("TEEC_MOST_SHARED");
+    if (most != NULL && sharedMem->size > strtoul(most, NULL, 10)) {
         return TEEC_ERROR_OUT_OF_MEMORY;
     }
     sharedMem->buffer = malloc(sharedMem->size);
