@@ -409,8 +409,9 @@ class _CountingSession(Session):
             self.run(images)
             totals.append(sum(made.instructions for counter in self._counting for made in counter.made))
         runs = [(counter, made) for counter in self._counting for made in counter.made if made.command is Command.RUN]
-        crossing = sum(counter.crossing(made) for counter, made in runs)
-        return _Counts(totals[1:], crossing, self._count_unsealing(), len(runs))
+        crossing = sum(median(counter.crossing(made) for _ in range(repeats)) for counter, made in runs)
+        unsealing = median(self._count_unsealing() for _ in range(repeats))
+        return _Counts(totals[1:], crossing, unsealing, len(runs))
 
     def _count_unsealing(self) -> float:
         """Instructions of opening all slices that stream, once."""
