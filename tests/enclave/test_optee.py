@@ -1,8 +1,10 @@
 """A board's OP-TEE, before anything is asked of it: what is missing is named at once."""
 
+import subprocess
+
 import pytest
 
-from cloister.enclave import optee
+from cloister.enclave import local, optee
 from cloister.errors import EnclaveUnavailable
 
 
@@ -55,3 +57,19 @@ def test_no_device(board):
     optee.DEVICE.unlink()
     with pytest.raises(EnclaveUnavailable, match="there is no OP-TEE on this machine"):
         optee.open_link()
+
+
+def test_a_process_that_the_kernel_keeps_is_not_waited_for_for_ever():
+    class Kept:
+        killed = 0
+
+        def wait(self, timeout=None):
+            assert timeout is not None
+            raise subprocess.TimeoutExpired("cloister-host", timeout)
+
+        def kill(self):
+            self.killed += 1
+
+    process = Kept()
+    local.end_process(process)
+    assert process.killed == 1
