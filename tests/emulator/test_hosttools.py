@@ -66,7 +66,7 @@ def test_a_program_s_output():
 
 
 def test_a_program_that_fails_comes_with_its_last_lines():
-    code = "import sys; [print('line', n) for n in range(100)]; sys.exit('the end')"
+    code = "import sys; [print('line', n, flush=True) for n in range(100)]; sys.exit('the end')"
     with pytest.raises(EnclaveUnavailable) as caught:
         hosttools.run_tool([sys.executable, "-c", code], "no lines", hint="try another")
     text = str(caught.value)

@@ -121,6 +121,21 @@ def test_hello_that_is_lost_is_said_again(through, monkeypatch):
     assert enclave_info("optee").kind == "local"
 
 
+def test_host_that_dies_at_the_start_is_told_with_what_it_said(through):
+    bridge = through(Bridge())
+    bridge.end()
+    with pytest.raises(EnclaveUnavailable, match="its last words"):
+        enclave_info("optee")
+    assert bridge.closed == 1
+
+
+def test_a_call_takes_few_images_so_that_others_need_not_wait_long(bundles, through):
+    bridge = through(Bridge())
+    with load(bundles[None], "optee") as session:
+        session.run(images(20))
+    assert bridge.calls.count(Command.RUN) == 3
+
+
 def test_silence_is_told(through, monkeypatch):
     monkeypatch.setattr(stream, "_PATIENCE_SECONDS", 0.02)
     bridge = through(Bridge())

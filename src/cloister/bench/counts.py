@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO, Literal, NamedTuple
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from cloister import emulator
 from cloister.bundle.file import Bundle, read_bundle
 from cloister.bundle.keys import format_public_key
+from cloister.emulator.cache import locked
 from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.core import OutsideProgram
 from cloister.enclave.local import memory_file
@@ -150,18 +151,15 @@ def count_instructions(
         UserError: there is no such model.
         EnclaveError: the emulator does not start, or fails.
     """
-    emulator.up(counting=True, progress=progress)
-    try:
+    rows: list[CountRow] = []
+    missing: list[Missing] = []
+    with _counting_machine(progress):
         with StreamEnclave(_open_link()) as enclave:
             info = enclave.info
-        rows: list[CountRow] = []
-        missing: list[Missing] = []
         for done, model in enumerate(models):
             if progress:
                 progress.update(done, len(models), f"counting {model}")
             _count_model(_Case(model, info), budgets, repeats, rows, missing)
-    finally:
-        emulator.down(counting=True)
     return CountDocument(
         enclave="emulator",
         board=info.board,
@@ -170,6 +168,24 @@ def count_instructions(
         rows=tuple(rows),
         missing=tuple(missing),
     )
+
+
+@contextlib.contextmanager
+def _counting_machine(progress: Progress | None) -> Iterator[None]:
+    """The emulator for this process alone: another client's calls would be counted, too."""
+
+    def waiting(text: str) -> None:
+        if progress:
+            progress.update(0, 1, text)
+
+    machine = emulator.instance(counting=True)
+    machine.make_folder()
+    with locked(machine.folder / "bench.lock", waiting):
+        emulator.up(counting=True, progress=progress)
+        try:
+            yield
+        finally:
+            emulator.down(counting=True)
 
 
 def _open_link() -> Link:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 import msgspec
 
-from cloister.boards import Suite, load_board
+from cloister.boards import Suite, load_board, load_boards
 from cloister.bundle.crossing import Crossing, crossings
 from cloister.bundle.keys import check_devices
 from cloister.cli import options, plans, ui
+from cloister.enclave.connect import is_enclave
 from cloister.outputs import check_output
 from cloister.planning.plan import Plan, Slicing
 from cloister.units import format_bytes
@@ -209,4 +210,15 @@ def _print(protected: Protected, devices: tuple[str, ...], data: str | None, for
     ]
     ui.fields("", [*rows, *inside] if crossing else rows)
     source = ["--data", data] if data else ["--input", "images.npy", "-o", "outputs.npy"]
-    ui.next_steps("Next", [["cloister", "run", str(protected.path), *source]])
+    ui.next_steps("Next", [["cloister", "run", str(protected.path), *source, *_enclave(devices, plan)]])
+
+
+def _enclave(devices: tuple[str, ...], plan: Plan) -> list[str]:
+    """The option that names an enclave which opens the bundle, unless it is the local one."""
+    if "local" in devices or not plan.inside_bytes:
+        return []
+    named = [name for name in devices if is_enclave(name)]
+    board = load_boards().get(plan.board.name) if plan.board else None
+    if named or board:
+        return ["--enclave", named[0] if named else "emulator" if board and board.emulated else "optee"]
+    return []

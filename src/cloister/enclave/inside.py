@@ -27,6 +27,8 @@ Rows = npt.NDArray[np.uint8]
 _ALIGNMENT = 64
 #: Payload memory beside images and results: each starts at a multiple of `_ALIGNMENT`.
 PAYLOAD_MARGIN_BYTES = 2 * _ALIGNMENT
+#: A trusted application serves one call at a time: so long a client makes others wait, unless a group is larger.
+_CALL_IMAGES = 8
 #: What is shared with a trusted application is counted in these.
 _PAGE_BYTES = 4096
 
@@ -122,7 +124,7 @@ class Inside:
                 f"but the largest slice has {format_bytes(largest_bytes)} and an image {format_bytes(step_bytes)}",
                 "protect the model for this --board: it cuts layers into smaller slices",
             )
-        return most
+        return min(most, max(_CALL_IMAGES, self._bundle.manifest.plan.lanes))
 
     def run(self, stage: int, payload: Rows, out_bytes: int) -> Rows:
         """Run a stage on (N, in_bytes); gives (N, out_bytes)."""

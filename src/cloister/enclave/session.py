@@ -65,7 +65,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         planned_for: the board that the bundle was planned for, or None.
         images: images that were run.
         inside_bytes: inside memory that the program needs.
-        inside_peak_bytes: the most that the enclave measured.
+        inside_peak_bytes: the most that the enclave measured; OP-TEE counts all sessions of the trusted application.
         budget_bytes: the plan's limit, or None.
         calls: crossings into the enclave to run a stage.
         bytes_in: payload that went in.

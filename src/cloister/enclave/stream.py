@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO, NamedTuple
 
 from cloister import __version__
+from cloister.boards import load_boards
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.wire import Command, Kind, Parameter, Region
@@ -88,8 +89,10 @@ class StreamEnclave(Enclave):
         self._sequence = 0
         self._store_base = store_range[0]
         try:
-            self.shared_bytes = _greet(link)
+            shared_bytes = _greet(link, self._end)
             self.info = wire.unpack_info(self._answer(Command.INFO, wire.INFO_BYTES))
+            board = load_boards().get(self.info.board)
+            self.shared_bytes = min(shared_bytes, board.shared_bytes) if board else shared_bytes
             self._check_version()
             if store is not None:
                 self._send_store(store, *store_range)
@@ -205,8 +208,8 @@ def _travels(parameter: Parameter, kind: Kind) -> bool:
 # --- Hello -------------------------------------------------------------------------------------------------------
 
 
-def _greet(link: Link) -> int:
-    """Open the session.
+def _greet(link: Link, end: Callable[[], str | None]) -> int:
+    """Open the session; `end` closes the link and tells how its other end ended.
 
     Returns:
         The shared bytes.
@@ -221,9 +224,12 @@ def _greet(link: Link) -> int:
             if answer is not None:
                 return _check_answer(answer, link)
     except OSError as error:
-        raise EnclaveUnavailable(f"the way to the enclave is broken: {error.strerror}", link.hint) from error
+        how = end() or error.strerror
+        raise EnclaveUnavailable(f"the way to the enclave is broken: {how}", link.hint) from error
     raise EnclaveUnavailable(
-        f"expected an answer from cloister-host within {_TRIES * _PATIENCE_SECONDS:.0f} s", link.hint
+        f"expected an answer from cloister-host within {_TRIES * _PATIENCE_SECONDS:.0f} s: it does not run, or the "
+        "trusted application is busy with a long call of another client",
+        link.hint,
     )
 
 

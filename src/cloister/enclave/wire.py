@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from cloister.boards import Board, load_boards
 from cloister.errors import (
     BundleError,
     CloisterError,
@@ -275,24 +276,25 @@ def unpack_info(block: bytes) -> EnclaveInfo:
         raise ProtocolError(f"the enclave says that it is of the unknown kind {kind}")
     names = Hardening.__struct_fields__
     hardening = Hardening(**{name: bool(flags >> bit & 1) for bit, name in enumerate(names)})
+    board_name = board.rstrip(b"\0").decode("ascii", "replace")
     return EnclaveInfo(
         kind=_KINDS[kind],
-        isolation=_isolation(_KINDS[kind], hardening),
+        isolation=_isolation(_KINDS[kind], hardening, load_boards().get(board_name)),
         hardening=hardening,
         heap_bytes=heap_bytes,
         public_key=public_key,
         version=version.rstrip(b"\0").decode("utf-8", "replace"),
-        board=board.rstrip(b"\0").decode("ascii", "replace"),
+        board=board_name,
     )
 
 
-def _isolation(kind: str, hardening: Hardening) -> str:
+def _isolation(kind: str, hardening: Hardening, board: Board | None) -> str:
     """What keeps the rest of the machine out, in words; a process has no say in it."""
     if kind == "local":
         return "process isolation, not hardware"
     words = "OP-TEE without secure RAM: the normal world can read it"
     if hardening.hardware_isolation:
-        words = "hardware isolation"
+        words = "isolation of an emulated machine" if board and board.emulated else "hardware isolation"
     return words + (", a demonstration" if hardening.demonstration else "")
 
 
@@ -383,7 +385,8 @@ class EnclaveStats(msgspec.Struct, frozen=True):
     """What the enclave measured.
 
     Attributes:
-        heap_peak_bytes: the most memory that it had allocated.
+        heap_peak_bytes: the most memory that it had allocated; a trusted application that serves several sessions
+            counts all of them.
         heap_bytes: what it has allocated now.
         runs: finished runs.
         images: images in them.
