@@ -12,7 +12,8 @@ from cloister.cli import cloister
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = [
     *("", "demo", "train", "protect", "run", "inspect", "keys", "keys show", "keys export"),
-    *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs", "bench", "doctor"),
+    *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs"),
+    *("bench", "reproduce", "reproduce yang2024-cost", "doctor"),
 ]
 
 
@@ -67,7 +68,7 @@ def test_version(call, flag):
     assert call(flag).out == f"cloister {package.__version__}\n"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("", "keys", "emulator")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("", "keys", "emulator", "reproduce")])
 def test_every_command_has_formats(name):
     assert any("--format" in option.opts and "-f" in option.opts for option in find(name.split()).params)
 
@@ -75,8 +76,9 @@ def test_every_command_has_formats(name):
 @pytest.mark.parametrize(("name", "option"), list(options()))
 def test_every_option_is_read_from_the_variable_of_its_name(name, option):
     long = max(option.opts, key=len).removeprefix("--").replace("-", "_")
-    own = option.envvar or "_".join(["cloister", *name.split(), option.name]).upper()
-    assert own == "_".join(["cloister", *name.split(), long]).upper()
+    command = ["cloister", *name.replace("-", "_").split()]
+    own = option.envvar or "_".join([*command, option.name]).upper()
+    assert own == "_".join([*command, long]).upper()
 
 
 def test_option_from_the_environment(call, bundle, monkeypatch):

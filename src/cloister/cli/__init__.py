@@ -21,6 +21,7 @@ from cloister.cli.emulator import emulator
 from cloister.cli.inspect import inspect
 from cloister.cli.keys import keys
 from cloister.cli.protect import protect
+from cloister.cli.reproduce import reproduce
 from cloister.cli.run import run
 from cloister.cli.train import train
 from cloister.errors import CloisterError
@@ -63,7 +64,7 @@ def cloister() -> None:
     """Keep the part of a neural network that remembers its training data inside an enclave."""
 
 
-for _command in (demo, train, protect, run, inspect, keys, emulator, bench, doctor):
+for _command in (demo, train, protect, run, inspect, keys, emulator, bench, reproduce, doctor):
     cloister.add_command(_command)
 
 

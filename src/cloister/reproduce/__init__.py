@@ -1,0 +1,1 @@
+"""Published experiments done again, each beside the numbers of its paper."""
