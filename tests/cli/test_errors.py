@@ -87,6 +87,28 @@ def test_interruption_exits_with_130(failing, error):
     assert outcome.err.strip() == "cloister: interrupted"
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_ended_by_a_signal_what_is_under_way_is_cleaned_up(number):
+    code = f"""
+import os, signal, sys, time
+from cloister.cli import cloister, main
+def work(**_):
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep(20)
+    finally:
+        os.kill(os.getpid(), {number})  # somebody is impatient
+        print("cleaned up")
+cloister.commands["doctor"].callback = work
+signal.signal({number}, signal.SIG_DFL)
+sys.argv[1:] = ["doctor"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (128 + number, "cleaned up\n")
+    assert done.stderr.strip() == f"cloister: ended by {number.name}"
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [

@@ -65,7 +65,7 @@ class PythonVirt(Virt):
                 file.write(images.initrd.read_bytes())
                 cpio.write_archive(file, python_files(fetched) | cloister_files(programs))
 
-        made = cache.made("python-boot", inputs, extend, anew=anew, alone=True)
+        made = cache.made("python-boot", inputs, extend, anew=anew, keep=1)
         return Images(images.firmware, images.kernel, made / "initrd.cpio")
 
 

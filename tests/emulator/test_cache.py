@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cloister.emulator.cache import Cache, cache_folder, digest_of_folder, locked
+from cloister.emulator.cache import Cache, cache_folder, check_owner, digest_of_folder, locked
 from cloister.errors import EnclaveUnavailable, UserError
 
 FORK = multiprocessing.get_context("fork")
@@ -70,13 +70,16 @@ def test_anew_that_fails_keeps_what_was_there(cache):
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
-def test_alone(cache):
-    others = [cache.made("thing", [n], lambda _: None) for n in range(3)]
-    kept = cache.made("thing-two", [], lambda _: None)
-    folder = cache.made("thing", [3], lambda _: None, alone=True)
-    assert folder.is_dir()
-    assert kept.is_dir()
-    assert not any(other.exists() for other in others)
+def test_those_used_last_stay(cache):
+    other = cache.made("thing-two", [], lambda _: None)
+    folders = []
+    for n in range(4):
+        folders.append(cache.made("thing", [n], lambda _: None))
+        cache.made("thing", [0], lambda _: None)  # used between the others
+    assert [folder.exists() for folder in folders] == [True, False, False, True]
+    cache.made("thing", [4], lambda _: None, keep=1)
+    assert not any(folder.exists() for folder in folders)
+    assert other.exists()
 
 
 def killed_in_the_middle(root):
@@ -153,6 +156,31 @@ def test_a_place_that_cannot_be_used(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="cannot be made") as caught:
         cache_folder()
     assert "CLOISTER_CACHE" in caught.value.hint
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_place_where_others_may_write(monkeypatch, tmp_path, mode):
+    tmp_path.chmod(mode)
+    monkeypatch.setenv("CLOISTER_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=f"others may write there.* got {mode:04o}") as caught:
+        cache_folder()
+    assert f"chmod go-w {tmp_path}" in caught.value.hint
+
+
+def test_a_place_of_another_user(monkeypatch, tmp_path):
+    real = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: real + 1)
+    with pytest.raises(UserError, match=f"belongs to user {real}; expected {real + 1}"):
+        check_owner(tmp_path, "")
+
+
+def test_what_others_could_write_is_made_so_that_they_cannot(tmp_path):
+    before = os.umask(0)
+    try:
+        Cache(tmp_path / "cache", lambda _: None).made("thing", [], lambda _: None)
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o022 == 0 for path in (tmp_path / "cache").iterdir() if path.is_dir())
 
 
 def test_a_digest_sees_names_contents_and_where_files_end(tmp_path):

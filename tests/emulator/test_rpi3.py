@@ -134,7 +134,7 @@ def install_search(machine, tmp_path):
     return f"/bin/search-memory {OPTEE_AT:#x} {OPTEE_BYTES}"
 
 
-def test_the_key_survives_down_and_up_and_a_kill(machine):
+def test_the_key_in_the_storage_survives_down_and_up_and_a_kill(machine):
     first = key()
     emulator.down("rpi3")
     assert emulator.up("rpi3").start.restored
@@ -142,6 +142,15 @@ def test_the_key_survives_down_and_up_and_a_kill(machine):
     os.kill(machine.status().process_id, signal.SIGKILL)
     emulator.up("rpi3")
     assert key() == first
+    # It is the storage that keeps it: without that there is another key.
+    emulator.down("rpi3")
+    (machine.folder / "storage.img").unlink()
+    assert not emulator.up("rpi3").start.restored
+    other = key()
+    assert other != first
+    emulator.down("rpi3")
+    assert emulator.up("rpi3").start.restored
+    assert key() == other
 
 
 def test_the_next_client_waits_for_its_turn(machine):

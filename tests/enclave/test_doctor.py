@@ -53,6 +53,24 @@ def test_each_missing_hardening_is_a_warning(monkeypatch, tmp_path):
     assert "hardware isolation" not in found
 
 
+def test_emulator_that_cannot_run_is_a_warning_with_the_command(monkeypatch):
+    from cloister.emulator import hosttools
+
+    monkeypatch.setattr(hosttools, "RUNNING", {"qemu-system-arm": lambda: False})
+    monkeypatch.setattr(hosttools, "tool", lambda name: name)
+    check = doctor._check_emulator()
+    assert check.state == "warn"
+    assert "qemu-system-arm" in check.detail
+    assert check.fix.startswith("apt install --no-install-recommends qemu-system-arm")
+
+
+def test_emulator_that_can_run(monkeypatch):
+    from cloister.emulator import hosttools
+
+    monkeypatch.setattr(hosttools, "require", lambda *_: None)
+    assert doctor._check_emulator().state == "ok"
+
+
 def test_state_folder_that_others_can_read_is_a_failure():
     folder = local.state_folder()
     folder.chmod(0o755)

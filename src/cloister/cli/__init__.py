@@ -35,17 +35,31 @@ Exit codes:
     0  ok
     2  wrong usage or bad input
     3  failure of the enclave, of integrity, or unexpected
-  130  interrupted
+  130  interrupted; 129, 143 ended by SIGHUP, SIGTERM
   141  whoever read the output has gone (SIGPIPE)
 
 \b
 Environment:
   CLOISTER_<COMMAND>_<OPTION>  default of an option, such as
                                CLOISTER_PROTECT_BUDGET=4MiB
+  CLOISTER_STATE               device keys, storage and logs; else
+                               ~/.local/state/cloister
+  CLOISTER_CACHE               what the emulator fetched and built;
+                               else ~/.cache/cloister
+  CLOISTER_DEBIAN_MIRROR       where the emulator fetches packages;
+                               else from the mirror of the host's apt
   CLOISTER_NO_PROGRESS=1       no progress on stderr
   CLOISTER_TRACEBACK=1         tracebacks with errors
   NO_COLOR=1                   no colours
 """
+
+
+class _Ended(KeyboardInterrupt):
+    """Ended by a signal: what is under way is cleaned up as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class _Commands(click.Group):
@@ -72,15 +86,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: its arguments; those of the process if None, which SIGPIPE then ends as it does other commands.
+        args: its arguments; those of the process if None, which signals then end as they do other commands.
 
     Returns:
-        The exit code: 0 ok, 2 usage or bad input, 3 failure, 130 interrupted.
+        The exit code: 0 ok, 2 usage or bad input, 3 failure, 130 interrupted, 128 + N ended by signal N.
     """
     ui.prepare()
     if args is None:
-        # click and rich would each make an exit code of their own of a closed pipe.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        _prepare_signals()
     try:
         result: Any = cloister.main(
             args=args, prog_name="cloister", standalone_mode=False, auto_envvar_prefix="CLOISTER"
@@ -91,7 +104,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         ui.failed(error, error.format_message(), _usage_hint(error))
         return _USAGE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click makes an Abort of each KeyboardInterrupt.
+        by = error if isinstance(error, _Ended) else error.__cause__
+        if isinstance(by, _Ended):
+            ui.say(f"cloister: ended by {signal.Signals(by.number).name}")
+            return 128 + by.number
         ui.say("cloister: interrupted")
         return _INTERRUPTED
     except CloisterError as error:
@@ -100,6 +118,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _unexpected(error)
     return result if isinstance(result, int) else _OK
+
+
+def _prepare_signals() -> None:
+    # click and rich would each make an exit code of their own of a closed pipe.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _end)
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not break off the cleaning up
+    raise _Ended(number)
 
 
 def _usage_hint(error: click.ClickException) -> str | None:

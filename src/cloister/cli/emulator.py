@@ -149,6 +149,7 @@ def _print(status: Status, format: str) -> None:
         how = "a saved state" if status.start.restored else "nothing"
         rows += [
             ("process", f"{document.process_id}, started from {how} in {status.start.seconds:.1f} s"),
+            *([("saved state", f"none: {status.start.unsaved}")] if status.start.unsaved else []),
             ("application", document.application.version),
             ("heap", format_bytes(document.application.heap_bytes)),
             ("isolation", document.application.isolation),

@@ -29,11 +29,13 @@ def instance(machine: str = "virt", *, counting: bool = False) -> Instance:
         counting: the one that counts instructions instead of time. It has a device key of its own.
 
     Raises:
-        UserError: there is no such machine.
+        UserError: there is no such machine, or its folder is not this user's alone.
     """
     if machine not in MACHINES:
         raise UserError(f"there is no machine `{machine}`", f"known are {', '.join(MACHINES)}")
-    return Instance(MACHINES[machine], counting=counting)
+    one = Instance(MACHINES[machine], counting=counting)
+    one.check_folder()
+    return one
 
 
 def up(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import lzma
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,9 @@ from cloister import __version__
 from cloister.boards import Board
 from cloister.emulator import cpio
 from cloister.emulator.hosttools import CROSS_COMPILE, run_tool
-from cloister.errors import EnclaveUnavailable
+from cloister.errors import EnclaveUnavailable, UserError
 
-__all__ = ["build_initrd", "build_programs", "guest", "make", "native_sources"]
+__all__ = ["build_initrd", "build_programs", "check_paths", "guest", "make", "native_sources"]
 
 _LIBRARIES = "usr/lib/aarch64-linux-gnu"
 _LIBC = ("ld-linux-aarch64.so.1", "libc.so.6", "libm.so.6")
@@ -34,6 +35,25 @@ def native_sources() -> Path:
     if not (path / "optee" / "Makefile").is_file():
         raise EnclaveUnavailable(f"the sources of the trusted application are missing at {path}", "reinstall cloister")
     return path
+
+
+def check_paths(cache: Path) -> None:
+    """Check that make and the shell take all paths of a build as they are.
+
+    Args:
+        cache: where it is built.
+
+    Raises:
+        UserError: one has a space, a quote or the like in it.
+    """
+    hints = {
+        cache: "set CLOISTER_CACHE to another folder",
+        native_sources(): "install cloister in another folder",
+        Path(sys.executable): "use a virtual environment in another folder",
+    }
+    for path, hint in hints.items():
+        if odd := re.search(r"[^\w/.+,@-]", str(path)):
+            raise UserError(f"{path}: the trusted application cannot be built with `{odd.group()}` in this path", hint)
 
 
 def guest(machine: str) -> tuple[Path, Path]:

@@ -8,14 +8,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from cloister.emulator import qemu
-from cloister.emulator.cache import locked
+from cloister.emulator.cache import check_owner, locked
 from cloister.emulator.control import control
 from cloister.emulator.machines import Machine, World
 from cloister.enclave.local import state_root
@@ -25,6 +24,7 @@ from cloister.errors import EnclaveBusy, EnclaveError, EnclaveUnavailable, UserE
 
 __all__ = ["Instance", "Start", "Status", "World"]
 
+_FOLDER_HINT = "set CLOISTER_STATE to a folder that you can write to"
 _HINT = "`cloister emulator up` starts it; `cloister emulator logs` shows what it wrote"
 _INSTALL_HINT = "`cloister emulator up --fresh` builds the trusted application anew"
 _LAST_LINES = 5
@@ -39,11 +39,13 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         restored: from a saved state; otherwise from nothing.
         seconds: from the start of QEMU to the first answer of the trusted application.
         info: that answer.
+        unsaved: why its state could not be saved for the next start; empty if it was, or need not be.
     """
 
     restored: bool
     seconds: float
     info: EnclaveInfo
+    unsaved: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,18 +90,39 @@ class Instance:
         """Make the folder, for this user alone.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: it cannot be made, or others may write there.
         """
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            hint = "set CLOISTER_STATE to a folder that you can write to"
-            raise UserError(f"{self.folder}: cannot be made: {error.strerror}", hint) from error
+            raise UserError(f"{self.folder}: cannot be made: {error.strerror}", _FOLDER_HINT) from error
+        self.check_folder()
 
-    def locked(self, waiting: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
-        """Hold the machine's lock: one process at a time brings it up or down. See `cache.locked`."""
-        return locked(self.folder / "lock", waiting)
+    def check_folder(self) -> None:
+        """Check that the folder, if there is one, is this user's alone.
+
+        Raises:
+            UserError: it is another's, or others may write there.
+        """
+        with contextlib.suppress(PermissionError):  # then the check tells
+            if not self.folder.exists():
+                return
+        check_owner(self.folder, _FOLDER_HINT)
+
+    @contextlib.contextmanager
+    def locked(self, waiting: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Hold the machine's lock: one process at a time brings it up or down. See `cache.locked`.
+
+        Raises:
+            UserError: what is done meanwhile cannot read or write a file.
+        """
+        try:
+            with locked(self.folder / "lock", waiting):
+                yield
+        except OSError as error:
+            hint = "make room, or set CLOISTER_STATE and CLOISTER_CACHE to folders that you can write to"
+            raise UserError(f"{error.filename or self.folder}: {error.strerror or error}", hint) from error
 
     # --- How it is -------------------------------------------------------------------------------------------------
 
@@ -230,6 +253,11 @@ class Instance:
         """
         with control(self.folder) as guest:
             return guest.shell(command, seconds=seconds)
+
+    @property
+    def empty_mark(self) -> Path:
+        """Its presence says that the storage is new: there may be no device key in it yet."""
+        return self.folder / "storage.empty"
 
     def down(self) -> None:
         """End the machine in order: its storage is whole. One that does not listen is killed."""

@@ -166,12 +166,12 @@ class Machine(abc.ABC):
         recipe = [files, self._recipe()]
 
         def firmware(new: Path) -> None:
-            self._ready_to_build()
+            self._ready_to_build(cache)
             tell("building the firmware")
             self.build_firmware(packages, new)
 
         def boot(new: Path) -> None:
-            self._ready_to_build()
+            self._ready_to_build(cache)
             tell("building the trusted application")
             self.build_programs(packages, built_firmware, new)
             build.build_initrd(self.name, packages, new, self.modules, new / "initrd.cpio")
@@ -186,14 +186,15 @@ class Machine(abc.ABC):
 
     def _packages(self, cache: Cache, tell: Callable[[str], None]) -> Path:
         def fetch(new: Path) -> None:
-            self._ready_to_build()
+            self._ready_to_build(cache)
             tell("fetching Debian's packages")
             self.fetch(cache.root / "downloads", new)
 
         wanted: list[Any] = [self.suite, self.packages, self.kernel, self.sources, self.sid_sources]
         return cache.made(f"{self.name}-packages", wanted, fetch)
 
-    def _ready_to_build(self) -> None:
+    def _ready_to_build(self, cache: Cache) -> None:
+        build.check_paths(cache.root)
         hosttools.require(hosttools.RUNNING, hosttools.BUILDING, self.tools)
 
     def _recipe(self) -> str:

@@ -74,15 +74,28 @@ def process_id(folder: Path) -> int | None:
 
 
 def kill(folder: Path) -> None:
-    """End a folder's machine at once, and wait until it is gone."""
+    """End a folder's machine at once, and wait until it is gone.
+
+    Raises:
+        EnclaveError: its process is none of QEMU.
+    """
     with contextlib.suppress(OSError, EnclaveError), monitor(folder) as ask:
         ask("quit")
     end = time.monotonic() + 2
     while (process := process_id(folder)) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
     while process := process_id(folder):
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            _kill(process, folder)
         time.sleep(_POLL_SECONDS)
+
+
+def _kill(process: int, folder: Path) -> None:
+    program = os.readlink(f"/proc/{process}/exe")
+    if QEMU not in Path(program).name:
+        text = f"{folder / 'pid'}: expected a process of {QEMU}, but process {process} is {program}"
+        raise EnclaveError(text, "remove that file")
+    os.kill(process, signal.SIGKILL)
 
 
 def connect_socket(folder: Path, name: str) -> socket.socket:
@@ -152,7 +165,6 @@ def save_state(folder: Path, target: Path) -> None:
         ask("migrate", uri=f"exec:cat > {shlex.quote(str(target))}")
         while (status := ask("query-migrate")["status"]) not in ("completed", "failed", "cancelled"):
             time.sleep(_POLL_SECONDS)
-        if status == "completed":
-            ask("cont")
+        ask("cont")
     if status != "completed":
         raise EnclaveUnavailable(f"{target}: the state of the machine cannot be written: {status}")

@@ -130,7 +130,7 @@ class Rpi3(Machine):
             *("-chardev", "pipe,id=control,path=control", "-serial", "chardev:control"),
             *("-chardev", "file,id=console,path=console.log,append=on", "-serial", "chardev:console"),
             *("-device", "usb-hub,port=1"),
-            *("-drive", f"if=none,id=storage,file={storage},format=raw"),
+            *("-drive", f"if=none,id=storage,file={storage},format=raw,werror=report"),
             *("-device", "usb-storage,drive=storage,port=1.2"),
             *("-chardev", "socket,id=port0,path=port0,server=on,wait=off"),
         ]

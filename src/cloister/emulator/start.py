@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ def bring_up(instance: Instance, *, fresh: bool, progress: Progress | None) -> S
         instance.down()
         cache = Cache(cache_folder() / "emulator", tell)
         images = instance.machine.images(cache, tell, anew=fresh)
-        _make_storage(instance.folder / "storage.img", tell)
+        _make_storage(instance, tell)
         try:
             _start(instance, images, cache, tell, fresh=fresh)
         except BaseException:
@@ -67,18 +68,39 @@ def _teller(progress: Progress | None) -> Callable[[str], None]:
     return tell
 
 
-def _make_storage(path: Path, tell: Callable[[str], None]) -> None:
-    """Make the disk that keeps what OP-TEE stores, unless it is there: it holds the device key."""
+def _make_storage(instance: Instance, tell: Callable[[str], None]) -> None:
+    """Make the disk that keeps what OP-TEE stores, unless it is there: it holds the device key.
+
+    The file has no holes: a machine whose disk's file cannot grow would stand still.
+
+    Raises:
+        EnclaveUnavailable: there is no room for it.
+    """
+    path = instance.folder / "storage.img"
     if path.exists():
         return
     tell("making the storage")
     hosttools.require({"e2fsprogs": hosttools.BUILDING["e2fsprogs"]})
     new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.truncate(_STORAGE_BYTES)
-    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", new]
-    hosttools.run_tool(words, "the storage cannot be made")
-    new.rename(path)
+    options = "nodiscard,lazy_itable_init=0,lazy_journal_init=0"
+    try:
+        _fill_holes(new)
+        hosttools.run_tool(["mke2fs", "-q", "-F", "-t", "ext4", "-E", options, new], "the storage cannot be made")
+        _fill_holes(new)  # it makes some where it wants zeros
+        instance.empty_mark.touch()
+        new.rename(path)
+    except OSError as error:
+        raise EnclaveUnavailable(
+            f"{path}: the storage of {_STORAGE_BYTES >> 20} MiB cannot be made: {error.strerror}",
+            "make room, or set CLOISTER_STATE",
+        ) from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _fill_holes(path: Path) -> None:
+    with path.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, _STORAGE_BYTES)
 
 
 def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str], None], *, fresh: bool) -> None:
@@ -92,7 +114,10 @@ def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str
     saved = cache.path(name, inputs)
     arguments = [*machine.arguments(images, instance.folder), *extra]
     began = time.monotonic()
-    restored = saved.is_dir() and not fresh and _restore(instance, arguments, saved, tell)
+    # A saved state holds OP-TEE's random numbers: all who make their device key from one would have the same.
+    may_restore = saved.is_dir() and not fresh and not instance.empty_mark.exists()
+    restored = may_restore and _restore(instance, arguments, saved, tell)
+    unsaved = ""
     if not restored:
 
         def save(new: Path) -> None:
@@ -106,15 +131,20 @@ def _start(instance: Instance, images: Images, cache: Cache, tell: Callable[[str
         _run(instance, [*arguments, *loads], None)
         with _last_words(instance), control(instance.folder) as guest:
             guest.wait(seconds=_BOOT_SECONDS)
-        cache.made(name, inputs, save, anew=True, alone=True)
+        try:
+            cache.made(name, inputs, save, anew=True, keep=1)
+        except EnclaveUnavailable as error:
+            unsaved = str(error)
         _go(instance)
     tell("asking the trusted application")
     with StreamEnclave(instance.link()) as enclave:
-        instance.mark_ready(Start(restored=restored, seconds=time.monotonic() - began, info=enclave.info))
+        seconds = time.monotonic() - began
+        instance.mark_ready(Start(restored=restored, seconds=seconds, info=enclave.info, unsaved=unsaved))
+    instance.empty_mark.unlink(missing_ok=True)
 
 
 def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callable[[str], None]) -> bool:
-    """Go on from a saved state. One that does not fit is no error: the machine can start from nothing."""
+    """Go on from a saved state. One that does not fit, or is gone, is no error: the machine can start from nothing."""
     tell("starting the machine from its saved state")
     try:
         _run(instance, arguments, saved)
@@ -122,7 +152,7 @@ def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callab
         return True
     except _StorageError:
         raise
-    except EnclaveError:
+    except (EnclaveError, OSError):
         instance.kill()
         return False
 

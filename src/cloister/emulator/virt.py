@@ -98,7 +98,7 @@ class Virt(Machine):
             *("-kernel", "/dev/null", "-append", words),
             *("-chardev", "file,id=linux,path=linux.log,append=on", "-serial", "chardev:linux"),
             *("-chardev", "file,id=optee,path=optee.log,append=on", "-serial", "chardev:optee"),
-            *("-drive", f"if=none,id=storage,file={storage},format=raw"),
+            *("-drive", f"if=none,id=storage,file={storage},format=raw,werror=report"),
             *("-device", "virtio-blk-pci,drive=storage"),
             *("-device", "virtio-serial-pci"),
             *("-chardev", "pipe,id=control,path=control"),

@@ -69,6 +69,7 @@ def checks() -> list[Check]:
         _check_state_folder(),
         _check_locked_memory(),
         *_check_optee(),
+        _check_emulator(),
         *(_check_package(name, version) for name, version in _MODEL_PACKAGES.items()),
     ]
 
@@ -216,6 +217,22 @@ def _check_board(name: str) -> Check:
         return Check(name="board", state="ok", detail=board.title)
     fix = "a demonstration: ship on a board with secure boot and keys of your own, see docs/guides/add-a-board.md"
     return Check(name="board", state="warn", detail=f"{board.title}: {'; '.join(weak)}", fix=fix)
+
+
+def _check_emulator() -> Check:
+    """Nobody needs it; what it needs of the host is told."""
+    from cloister import emulator
+    from cloister.emulator import hosttools
+
+    name = "emulator"
+    try:
+        running = [machine for machine in emulator.MACHINES if emulator.status(machine).process_id]
+        if running:
+            return Check(name=name, state="ok", detail=f"runs: {', '.join(running)}")
+        hosttools.require(hosttools.RUNNING, hosttools.BUILDING)
+    except CloisterError as error:
+        return Check(name=name, state="warn", detail=str(error), fix=error.hint or "")
+    return Check(name=name, state="ok", detail="does not run; all that it needs is installed")
 
 
 # --- Packages ------------------------------------------------------------------------------------------------------
