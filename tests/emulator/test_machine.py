@@ -288,9 +288,20 @@ def test_what_a_killed_up_leaves_is_not_used(machine):
     interrupted_up(machine, signal.SIGKILL)
     left = qemu.process_id(machine.folder)
     assert emulator.status().process_id is None
+    assert emulator.status().unready_process_id == left
     with pytest.raises(EnclaveUnavailable, match="not running"):
         emulator.connect()
     assert emulator.up().process_id not in (None, left)
+
+
+def test_down_ends_what_a_killed_up_leaves(machine):
+    interrupted_up(machine, signal.SIGKILL)
+    words = [sys.executable, "-m", "cloister", "emulator"]
+    said = subprocess.run([*words, "status"], capture_output=True, text=True, check=True).stdout
+    assert "not ready" in said
+    assert str(qemu.process_id(machine.folder)) in said
+    subprocess.run([*words, "down"], capture_output=True, check=True)
+    assert qemu.process_id(machine.folder) is None
 
 
 def initrd_with(tmp_path, change):

@@ -36,7 +36,7 @@ class EmulatorDocument(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["cloister.emulator/1"] = "cloister.emulator/1"
     machine: str
     board: str
-    state: Literal["running", "stopped"]
+    state: Literal["running", "not ready", "stopped"]
     process_id: int | None
     application: Application | None
     clients: tuple[int, ...]
@@ -145,6 +145,9 @@ def _print(status: Status, format: str) -> None:
         ui.json(document)
         return
     rows = [("machine", f"{document.machine}, board {document.board}"), ("state", document.state)]
+    if status.unready_process_id:
+        what = "of an `up` that is under way, or was killed: then `cloister emulator down` ends it"
+        rows.append(("process", f"{status.unready_process_id}, {what}"))
     if status.start and document.application:
         how = "a saved state" if status.start.restored else "nothing"
         rows += [
@@ -163,8 +166,8 @@ def _document(status: Status) -> EmulatorDocument:
     return EmulatorDocument(
         machine=status.machine,
         board=status.board,
-        state="running" if status.start else "stopped",
-        process_id=status.process_id,
+        state="running" if status.start else "not ready" if status.unready_process_id else "stopped",
+        process_id=status.process_id or status.unready_process_id,
         application=_application(status),
         clients=status.clients,
         folder=status.folder,

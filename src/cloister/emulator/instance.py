@@ -56,6 +56,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         board: name of its board profile.
         counting: it counts instructions instead of time.
         process_id: QEMU's process, or None: the machine does not run.
+        unready_process_id: QEMU's process where the machine cannot be used: an `up` is under way, or was killed.
         start: how it came up, or None.
         clients: the processes that it serves.
         folder: where its storage and its logs are.
@@ -65,6 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     board: str
     counting: bool
     process_id: int | None
+    unready_process_id: int | None
     start: Start | None
     clients: tuple[int, ...]
     folder: str
@@ -149,6 +151,7 @@ class Instance:
             board=self.machine.board,
             counting=self.counting,
             process_id=process if start else None,
+            unready_process_id=None if start else process,
             start=start,
             clients=tuple(self._clients()) if start else (),
             folder=str(self.folder),
