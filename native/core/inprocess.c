@@ -2,6 +2,7 @@
 #include "inprocess.h"
 
 #include "bytes.h"
+#include "kernels/int8.h"
 #include "machine.h"
 
 /* At the start of the caller's memory. */
@@ -52,7 +53,7 @@ int32_t cl_core_open(void *memory, uint64_t memory_bytes,
                CL_BAD_CONSTANTS);
     memset(base + layout.arena, 0, layout.total - layout.arena);
     cl_machine_init(&self->machine, &read, base + layout.arena, open_constant,
-                    self);
+                    self, cl_amx_permit());
     self->constants = constants;
     return CL_OK;
 }

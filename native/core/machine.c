@@ -2,10 +2,11 @@
 #include "machine.h"
 
 #include "bytes.h"
+#include "kernels/int8.h"
 #include "kernels/kernels.h"
 
 void cl_machine_init(cl_machine *machine, const cl_program *program,
-                     uint8_t *arena, cl_open_slice open_slice, void *context)
+                     uint8_t *arena, cl_open_slice open_slice, void *context, bool amx)
 {
     *machine = (cl_machine){
         .program = *program,
@@ -13,6 +14,7 @@ void cl_machine_init(cl_machine *machine, const cl_program *program,
         .lane_bytes = cl_program_layout(program).lane_bytes,
         .open_slice = open_slice,
         .context = context,
+        .kernel = cl_kernel_at(0, amx),
     };
 }
 
@@ -106,13 +108,14 @@ static void leave_group(cl_machine *machine, const cl_batch *batch)
     machine->n_group = 0;
 }
 
-static void run_slice(const cl_op *op, const cl_slice *slice,
-                      const uint8_t *data, uint8_t *arena)
+static void run_slice(const cl_machine *machine, const cl_op *op,
+                      const cl_slice *slice, const uint8_t *data,
+                      uint8_t *arena)
 {
     if (op->code == CL_OP_AFFINE) {
         cl_affine(op, slice, data, arena);
     } else if (op->in.dtype == CL_INT8) {
-        cl_conv_int8(op, slice, data, arena);
+        cl_conv_int8(op, slice, data, arena, machine->kernel);
     } else {
         cl_conv_float32(op, slice, data, arena);
     }
@@ -130,7 +133,7 @@ static cl_status run_slices(cl_machine *machine, const cl_op *op)
         CL_TRY(machine->open_slice(machine->context, index, &data));
         cl_slice slice = cl_program_slice(&machine->program, index);
         for (uint32_t lane = 0; lane < machine->n_group; lane++) {
-            run_slice(op, &slice, data, arena_of(machine, lane));
+            run_slice(machine, op, &slice, data, arena_of(machine, lane));
         }
         machine->op_slice++;
     }

@@ -19,6 +19,8 @@
 typedef cl_status (*cl_open_slice)(void *context, uint32_t index,
                                    const uint8_t **data);
 
+struct cl_kernel;
+
 /* A run that may be stopped. `ready` means that nothing is to be resumed. */
 typedef struct cl_machine {
     cl_program program;
@@ -26,6 +28,7 @@ typedef struct cl_machine {
     uint64_t lane_bytes;
     cl_open_slice open_slice;
     void *context;
+    const struct cl_kernel *kernel; /* of int8 convs */
     cl_stage stage;
     uint32_t stage_index;
     uint32_t n_images;
@@ -45,10 +48,12 @@ typedef struct cl_batch {
     uint64_t out_image_bytes;
 } cl_batch;
 
-/* Make a machine for a checked program; nothing runs yet.
- * In: arena: the lanes' arenas, as in the program's layout. */
+/* Make a machine for a checked program; nothing runs yet. It uses the best
+ * kernel of this machine; `kernel` may be changed before a run.
+ * In: arena: the lanes' arenas, as in the program's layout; amx: whether that
+ *     instruction set may be used, see cl_amx_permit. */
 void cl_machine_init(cl_machine *machine, const cl_program *program,
-                     uint8_t *arena, cl_open_slice open_slice, void *context);
+                     uint8_t *arena, cl_open_slice open_slice, void *context, bool amx);
 
 /* Begin a run; an unfinished one is forgotten.
  * Returns: CL_OK or CL_BAD_ARGUMENT (no such stage, or no image). */

@@ -107,7 +107,7 @@ uint64_t cl_slice_store_bytes(cl_side side, const cl_slice *slice)
     if (side == CL_INSIDE) {
         return (uint64_t)slice->bytes + CL_SEAL_BYTES;
     }
-    return cl_up(slice->bytes, 16);
+    return cl_up(slice->bytes, 64);
 }
 
 uint64_t cl_program_store_offset(const cl_program *program, uint32_t index)
@@ -134,6 +134,56 @@ uint64_t cl_conv_taps(const cl_op *op)
 {
     return cl_mul(cl_mul(op->window.kh, op->window.kw),
                   op->in.c / op->groups);
+}
+
+bool cl_is_depthwise(const cl_op *op)
+{
+    return op->groups > 1 && op->groups == op->in.c && op->groups == op->out.c;
+}
+
+uint64_t cl_packed_taps(const cl_op *op)
+{
+    if (cl_is_depthwise(op)) {
+        return cl_conv_taps(op);
+    }
+    uint64_t row = cl_mul(op->window.kw, op->in.c / op->groups);
+    return cl_mul(op->window.kh, cl_up(row, 4));
+}
+
+uint64_t cl_packed_units(const cl_op *op, uint32_t first, uint32_t n)
+{
+    uint64_t size = op->out.c / op->groups;
+    uint64_t end = (uint64_t)first + n;
+    uint64_t n_ends = end / size - first / size; /* ends of groups in it */
+    if (cl_is_depthwise(op)) {
+        return n;
+    }
+    if (n_ends == 0) {
+        return cl_up(n, 4);
+    }
+    return cl_up(size - first % size, 4) + (n_ends - 1) * cl_up(size, 4) +
+           cl_up(end % size, 4);
+}
+
+cl_strip cl_strip_of(const cl_op *op)
+{
+    const cl_window *w = &op->window;
+    bool rows_shared = w->dh == 1 && w->sh < w->kh;
+    bool cols_shared = w->dw == 1 && w->sw < w->kw;
+    uint64_t n_rows = (CL_POSITIONS + (uint64_t)op->out.w - 1) / op->out.w;
+    cl_strip s = {
+        .n_rows = n_rows < op->out.h ? n_rows : op->out.h,
+        .row_lines = rows_shared ? w->sh : w->kh,
+        .col_taps = cols_shared ? w->sw : w->kw,
+    };
+    s.n_lines = (s.n_rows - 1) * s.row_lines + w->kh;
+    /* Whole steps, so that the next row's positions go on at the same steps. */
+    uint64_t taps = cl_add(cl_mul(op->out.w - 1, s.col_taps), w->kw);
+    uint64_t steps = taps / s.col_taps + (taps % s.col_taps != 0);
+    s.line_taps = cl_mul(steps, s.col_taps);
+    s.line_bytes = cl_mul(s.line_taps, op->in.c / op->groups);
+    s.bytes = cl_up(cl_add(cl_mul(s.n_lines, s.line_bytes), 3), 16);
+    return s;
 }
 
 cl_span cl_span_of(uint32_t position, uint32_t stride, uint32_t padding,
@@ -311,16 +361,16 @@ static bool window_good(const cl_window *w)
            w->pt <= MAX_GEOMETRY && w->pl <= MAX_GEOMETRY;
 }
 
-static uint64_t slice_bytes(const cl_op *op, uint32_t n_units)
+static uint64_t slice_bytes(const cl_op *op, const cl_slice *slice)
 {
     if (op->code == CL_OP_AFFINE) {
-        return cl_mul(n_units, 8);
+        return cl_mul(slice->n_units, 8);
     }
-    uint64_t taps = cl_conv_taps(op);
     if (op->in.dtype == CL_INT8) {
-        return cl_mul(n_units, cl_add(taps, 8));
+        return cl_mul(cl_packed_units(op, slice->first_unit, slice->n_units),
+                      cl_add(cl_packed_taps(op), 12));
     }
-    return cl_mul(cl_mul(n_units, 4), cl_add(taps, 1));
+    return cl_mul(cl_mul(slice->n_units, 4), cl_add(cl_conv_taps(op), 1));
 }
 
 /* The operation's slices must cover its units in order, with right sizes. */
@@ -333,22 +383,33 @@ static cl_status check_slices(const cl_program *program, const cl_op *op)
         cl_slice slice = cl_program_slice(program, i);
         CL_REQUIRE(slice.n_units >= 1 && slice.first_unit == unit,
                    CL_BAD_SLICE);
-        CL_REQUIRE(slice.bytes == slice_bytes(op, slice.n_units), CL_BAD_SLICE);
+        CL_REQUIRE(slice.bytes == slice_bytes(op, &slice), CL_BAD_SLICE);
         unit += slice.n_units;
     }
     CL_REQUIRE(unit == op->out.c, CL_BAD_SLICE);
     return CL_OK;
 }
 
-static cl_status check_scratch(const cl_program *program, const cl_op *op)
+/* Returns: bytes of scratch that a conv needs. */
+static uint64_t scratch_bytes(const cl_op *op)
 {
+    if (op->in.dtype == CL_INT8) {
+        return cl_is_depthwise(op) ? 0 : cl_strip_of(op).bytes;
+    }
     uint64_t n_positions = cl_mul(op->out.h, op->out.w);
     uint64_t tile = n_positions < CL_TILE ? n_positions : CL_TILE;
-    uint64_t element = op->in.dtype == CL_INT8 ? 2 : 4;
-    uint64_t bytes = cl_up(cl_mul(cl_mul(tile, cl_conv_taps(op)), element), 16);
+    return cl_up(cl_mul(cl_mul(tile, cl_conv_taps(op)), 4), 16);
+}
+
+static cl_status check_scratch(const cl_program *program, const cl_op *op)
+{
+    uint64_t bytes = scratch_bytes(op);
     CL_REQUIRE(op->scratch % 16 == 0, CL_BAD_OPERATION);
     CL_REQUIRE(cl_inside(op->scratch, bytes, program->arena_bytes),
                CL_BAD_OPERATION);
+    if (bytes == 0) {
+        return CL_OK;
+    }
     CL_REQUIRE(!cl_overlap(op->scratch, bytes, op->in.offset,
                            cl_tensor_bytes(&op->in)),
                CL_BAD_OVERLAP);

@@ -17,7 +17,9 @@
 #define CL_MAX_LANES 64u
 #define CL_STREAMED 0xFFFFFFFFu
 #define CL_SEAL_BYTES 16u
-#define CL_TILE 8u /* positions that one conv step gathers */
+#define CL_TILE 8u       /* positions that a float32 conv gathers at a time */
+#define CL_POSITIONS 32u /* positions that an int8 conv wants at a time */
+#define CL_BLOCK 16u     /* units side by side in packed weights */
 
 typedef enum cl_side { CL_INSIDE, CL_OUTSIDE } cl_side;
 
@@ -166,6 +168,31 @@ uint64_t cl_tensor_bytes(const cl_tensor *tensor);
 
 /* Returns: taps of one unit of a conv, `K` of the specification (sticking). */
 uint64_t cl_conv_taps(const cl_op *op);
+
+/* Returns: whether each channel has one unit of its own (int8 only). */
+bool cl_is_depthwise(const cl_op *op);
+
+/* Returns: taps of one unit in packed int8 weights: each row of the window
+ * rounded up to a multiple of 4 (sticking). */
+uint64_t cl_packed_taps(const cl_op *op);
+
+/* Returns: units that a slice of packed int8 weights has room for: those of
+ * one group rounded up to a multiple of 4. In: first, n: units, n >= 1. */
+uint64_t cl_packed_units(const cl_op *op, uint32_t first, uint32_t n);
+
+/* How an int8 conv lays out input lines for some rows of its output, so that a
+ * position's taps lie in kh runs, one in each of kh lines (sticking). */
+typedef struct cl_strip {
+    uint64_t n_rows;    /* of the output, at a time */
+    uint64_t row_lines; /* lines from one output row to the next */
+    uint64_t col_taps;  /* taps from one position to the next */
+    uint64_t n_lines;
+    uint64_t line_taps;
+    uint64_t line_bytes;
+    uint64_t bytes; /* of scratch */
+} cl_strip;
+
+cl_strip cl_strip_of(const cl_op *op);
 
 /* The taps k0 <= k < k1 of a window that lie inside the input, along one axis;
  * tap k reads start + k * dilation. */

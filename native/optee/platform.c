@@ -22,6 +22,11 @@ cl_platform cl_platform_describe(void)
     };
 }
 
+bool cl_platform_amx(void)
+{
+    return false;
+}
+
 cl_heap_use cl_platform_heap_use(void)
 {
     struct pta_stats_alloc stats;

@@ -17,6 +17,7 @@
 
 #include "gp.h"
 #include "harden.h"
+#include "int8.h"
 #include "platform.h"
 #include "platform_posix.h"
 #include "wire.h"
@@ -180,6 +181,7 @@ int main(int argc, char **argv)
 {
     options o = read_options(argc, argv);
     uint32_t flags = cl_harden_process();
+    cl_platform_set_amx(cl_amx_permit());
     cl_wire wire = {.socket = read_socket(o.socket)};
     wire.payload = map_file(o.payload, "--payload", PROT_READ | PROT_WRITE);
     wire.store = map_file(o.store, "--store", PROT_READ);

@@ -8,10 +8,21 @@
 #include "platform_posix.h"
 
 static uint32_t process_flags;
+static bool amx_permitted;
 
 void cl_platform_set_flags(uint32_t flags)
 {
     process_flags = flags;
+}
+
+void cl_platform_set_amx(bool permitted)
+{
+    amx_permitted = permitted;
+}
+
+bool cl_platform_amx(void)
+{
+    return amx_permitted;
 }
 
 cl_platform cl_platform_describe(void)

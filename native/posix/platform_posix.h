@@ -2,9 +2,13 @@
 #ifndef CL_PLATFORM_POSIX_H
 #define CL_PLATFORM_POSIX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Say which protections of the process are on, for `info`. */
 void cl_platform_set_flags(uint32_t flags);
+
+/* Say whether the operating system lets this process use AMX. */
+void cl_platform_set_amx(bool permitted);
 
 #endif

@@ -7,6 +7,7 @@
  */
 #include "bytes.h"
 #include "crypto.h"
+#include "platform.h"
 #include "session.h"
 
 /* What the first look at a program tells. */
@@ -96,7 +97,7 @@ static TEE_Result ready_machine(cl_session *session, const uint8_t *request,
                           program.n_slices);
     cl_machine_init(&session->machine, &program,
                     session->base + (session->layout.arena - CL_STATE_BYTES),
-                    cl_session_open_slice, session);
+                    cl_session_open_slice, session, cl_platform_amx());
     return TEE_SUCCESS;
 }
 

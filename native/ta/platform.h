@@ -6,6 +6,7 @@
 #ifndef CL_PLATFORM_H
 #define CL_PLATFORM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { CL_KIND_LOCAL = 1, CL_KIND_OPTEE = 2 };
@@ -35,6 +36,9 @@ typedef struct cl_heap_use {
 
 cl_platform cl_platform_describe(void);
 cl_heap_use cl_platform_heap_use(void);
+
+/* Returns: whether the kernels may use AMX (kernels/int8.h). */
+bool cl_platform_amx(void);
 
 /* Returns: nanoseconds since some fixed moment; never goes back. */
 uint64_t cl_platform_now_ns(void);

@@ -229,16 +229,18 @@ def linear_program(
     """Four int8 inputs, four outputs in two slices: y = 2x and y = -x, as int8."""
     first, second = (factor & 255 for factor in factors)
     weights = [bytes([first, 0, 0, 0, 0, first, 0, 0]), bytes([0, 0, second, 0, 0, 0, 0, second])]
-    slices = [floats(1, 1) + words(0, 0) + w for w in weights]
+    sums = [words(factor, factor, 0, 0) for factor in factors]
+    # Units are padded to four.
+    slices = [w + bytes(8) + floats(1, 1, 0, 0) + words(0, 0, 0, 0) + s for w, s in zip(weights, sums, strict=True)]
     places = (0, 64) if resident else (STREAMED, STREAMED)
     tensors = [(0, 1, 1, 1, 4, 0), (16, 1, 1, 1, 4, 0)]
-    records = [(0, 2, 24, places[0], 0), (2, 2, 24, places[1], 40)]
+    records = [(0, 2, 64, places[0], 0), (2, 2, 64, places[1], 80)]
     ops = words(1, 18, 0, 1, 0, 2, 1, 1, 1, 1, 0, 0, 1, 1, 1, 32, -128, 127)
     stages = words(0, 18, 1, 1, 0, 1)
     return program(
         *(64, tensors, records, ops, stages),
         resident=128 if resident else 0,
-        slot=0 if resident else 24,
+        slot=0 if resident else 64,
         budget=budget,
         lanes=lanes,
     ), slices

@@ -90,7 +90,7 @@ static inline uint32_t add_slice(assembly *a, uint32_t first, uint32_t n,
     uint32_t at = 0;
     if (a->n_slices > 0) {
         const uint32_t *last = a->slices[a->n_slices - 1];
-        at = last[4] + (sealed ? last[2] + 16 : (last[2] + 15) / 16 * 16);
+        at = last[4] + (sealed ? last[2] + 16 : (last[2] + 63) / 64 * 64);
     }
     uint32_t record[5] = {first, n, bytes, 0xFFFFFFFFu, at};
     memcpy(a->slices[a->n_slices], record, sizeof record);
@@ -153,8 +153,8 @@ static inline assembly everything(int sealed)
     uint32_t r = add_tensor(&a, 1, 5, 4, 6, -5);
     uint32_t cat = add_tensor(&a, 2, 1, 20, 12, 0);
     uint32_t scratch = add_scratch(&a, 8 * 54 * 4);
-    uint32_t first = add_slice(&a, 0, 4, 4 * (8 + 18), sealed);
-    add_slice(&a, 4, 2, 2 * (8 + 18), sealed);
+    uint32_t first = add_slice(&a, 0, 4, 8 * (3 * 8 + 12), sealed);
+    add_slice(&a, 4, 2, 4 * (3 * 8 + 12), sealed);
     uint32_t fconv = add_slice(&a, 0, 6, 4 * 6 * (1 + 54), sealed);
     uint32_t affine = add_slice(&a, 0, 6, 48, sealed);
     ADD_OP(&a, 1, 18, x, y, first, 2, 3, 3, 1, 1, 1, 1, 1, 1, 2, scratch,

@@ -109,7 +109,7 @@ typedef struct call {
     size_t out_used;
 } call;
 
-static uint8_t both_slices[80], resident_slices[80];
+static uint8_t both_slices[160], resident_slices[160];
 
 static call good_call(uint32_t n_images)
 {
@@ -338,8 +338,8 @@ static void test_run_in_windows(void)
         CHECK_EQ(c.block[5], 1);
         CHECK_EQ(c.block[6], asked % 2);
         CHECK_EQ(c.block[7], asked / 2);
-        c.window = both_slices + 40 * c.block[6];
-        c.window_bytes = 40;
+        c.window = both_slices + 80 * c.block[6];
+        c.window_bytes = 80;
         c.block[2] = c.block[6];
         c.block[3] = 1;
         c.block[4] = 1;
@@ -394,7 +394,7 @@ static void test_load_forgets_open_slices(void)
     load_streamed();
     call c = good_call(2); /* leave slice 0 in the slot */
     c.block[3] = 1;
-    c.window_bytes = 40;
+    c.window_bytes = 80;
     CHECK_EQ(run(&c), TEE_SUCCESS);
     CHECK_EQ(c.block[6], 1);
     load_streamed();
@@ -456,21 +456,21 @@ static void test_run_refuses_windows(void)
 
 static void test_changed_slices(void)
 {
-    uint8_t window[80];
+    uint8_t window[160];
     load_streamed();
-    for (uint32_t at = 0; at < 80; at++) {
-        memcpy(window, both_slices, 80);
+    for (uint32_t at = 0; at < 160; at++) {
+        memcpy(window, both_slices, 160);
         window[at] ^= 1;
         call c = good_call(2);
         c.window = window;
         check_refused(c, TEE_ERROR_MAC_INVALID);
     }
-    memcpy(window, both_slices + 40, 40); /* swapped */
-    memcpy(window + 40, both_slices, 40);
+    memcpy(window, both_slices + 80, 80); /* swapped */
+    memcpy(window + 80, both_slices, 80);
     call c = good_call(2);
     c.window = window;
     check_refused(c, TEE_ERROR_MAC_INVALID);
-    memcpy(window, v->resident.slice_0, 40); /* another bundle's */
+    memcpy(window, v->resident.slice_0, 80); /* another bundle's */
     check_refused(c, TEE_ERROR_MAC_INVALID);
     c = good_call(2); /* and all is well again */
     CHECK_EQ(run(&c), TEE_SUCCESS);
@@ -519,7 +519,7 @@ static TEE_Result open_slices(uint32_t first, uint32_t count,
                               const uint8_t *window)
 {
     const uint32_t words[4] = {first, count, 0, 0};
-    return open_bytes(words, sizeof words, window, 40 * (size_t)count,
+    return open_bytes(words, sizeof words, window, 80 * (size_t)count,
                       OPEN_TYPES);
 }
 
@@ -540,7 +540,7 @@ static void test_open_before_and_after_runs(void)
     CHECK_EQ(needed_slice(), 0);
     CHECK_EQ(open_slices(0, 2, resident_slices), TEE_SUCCESS);
     CHECK_EQ(needed_slice(), -1);
-    CHECK_EQ(open_slices(1, 1, resident_slices + 40), TEE_SUCCESS);
+    CHECK_EQ(open_slices(1, 1, resident_slices + 80), TEE_SUCCESS);
     CHECK_EQ(needed_slice(), -1);
     CHECK_EQ(slices_opened() - before, 2); /* what is open stays as it is */
     load_resident();
@@ -564,13 +564,13 @@ static void test_open_streamed(void)
 
 static void test_open_changed(void)
 {
-    uint8_t window[80];
-    for (uint32_t at = 0; at < 80; at += 3) {
+    uint8_t window[160];
+    for (uint32_t at = 0; at < 160; at += 3) {
         load_resident();
-        memcpy(window, resident_slices, 80);
+        memcpy(window, resident_slices, 160);
         window[at] ^= 8;
         CHECK_EQ(open_slices(0, 2, window), TEE_ERROR_MAC_INVALID);
-        CHECK_EQ(needed_slice(), at < 40 ? 0 : 1); /* those before stay open */
+        CHECK_EQ(needed_slice(), at < 80 ? 0 : 1); /* those before stay open */
     }
     CHECK_EQ(open_slices(0, 2, resident_slices), TEE_SUCCESS); /* mended */
     CHECK_EQ(needed_slice(), -1);
@@ -592,17 +592,17 @@ static void test_open_refuses(void)
     const uint32_t good[4] = {0, 2, 0, 0};
     load_resident();
     for (uint32_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        CHECK_EQ(open_bytes(bad[i], 16, resident_slices, 80, OPEN_TYPES),
+        CHECK_EQ(open_bytes(bad[i], 16, resident_slices, 160, OPEN_TYPES),
                  TEE_ERROR_BAD_PARAMETERS);
     }
-    CHECK_EQ(open_bytes(good, 12, resident_slices, 80, OPEN_TYPES),
+    CHECK_EQ(open_bytes(good, 12, resident_slices, 160, OPEN_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
     CHECK_EQ(open_bytes(good, 16, resident_slices, 79, OPEN_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
     CHECK_EQ(open_bytes(good, 16, resident_slices, 0, OPEN_TYPES),
              TEE_ERROR_BAD_PARAMETERS);
     for (uint32_t types = 0; types < 0x10000; types += 43) {
-        CHECK_EQ(open_bytes(good, 16, resident_slices, 80, types),
+        CHECK_EQ(open_bytes(good, 16, resident_slices, 160, types),
                  TEE_ERROR_BAD_PARAMETERS);
     }
     CHECK_EQ(needed_slice(), 0);
@@ -629,10 +629,10 @@ static void test_open_forgets_an_unfinished_run(void)
 static void test_suite(const struct vectors *vectors)
 {
     v = vectors;
-    memcpy(both_slices, v->streamed.slice_0, 40);
-    memcpy(both_slices + 40, v->streamed.slice_1, 40);
-    memcpy(resident_slices, v->resident.slice_0, 40);
-    memcpy(resident_slices + 40, v->resident.slice_1, 40);
+    memcpy(both_slices, v->streamed.slice_0, 80);
+    memcpy(both_slices + 80, v->streamed.slice_1, 80);
+    memcpy(resident_slices, v->resident.slice_0, 80);
+    memcpy(resident_slices + 80, v->resident.slice_1, 80);
     test_info_and_stats();
     test_load_sizes();
     test_load_suites();

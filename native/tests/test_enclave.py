@@ -185,9 +185,9 @@ def wild_frame(rng: random.Random, enclave: Enclave, bundle: Bundle) -> bytes:
             (BOTH, PAYLOAD, 8192, 64),
             (INPUT, PAYLOAD, 4096, 8),
             (OUTPUT, PAYLOAD, 4200, 8),
-            (INPUT, PAYLOAD, 5000, 40 * count),
+            (INPUT, PAYLOAD, 5000, 80 * count),
         ],
-        5: [(INPUT, PAYLOAD, 8256, 16), (INPUT, PAYLOAD, 5000, 40 * count)],
+        5: [(INPUT, PAYLOAD, 8256, 16), (INPUT, PAYLOAD, 5000, 80 * count)],
     }
     params = [list(p) for p in shapes.get(command, [])] + [[0, 0, 0, 0]] * 4
     enclave.write(0, bundle.request)

@@ -181,7 +181,7 @@ def outside_program() -> tuple[bytes, bytes]:
     program, slices = linear_program()
     # slot_bytes is 0, and a slice starts at a multiple of 16
     program = program[:40] + words(0) + program[44:]
-    at = program.index(words(2, 2, 24, 0xFFFFFFFF, 40)) + 16
+    at = program.index(words(2, 2, 64, 0xFFFFFFFF, 80)) + 16
     return program[:at] + words(32) + program[at + 4 :], slices[0] + bytes(8) + slices[1] + bytes(8)
 
 

@@ -70,6 +70,45 @@ static shape draw_shape(uint32_t *seed)
     return s;
 }
 
+static uint32_t up4(uint32_t n)
+{
+    return (n + 3) / 4 * 4;
+}
+
+static int is_depthwise(const shape *s)
+{
+    return s->groups > 1 && s->groups == s->c && s->groups == s->oc;
+}
+
+/* The specification's K', and N of a slice. */
+static uint32_t packed_taps(const shape *s)
+{
+    uint32_t n = s->c / s->groups;
+    return is_depthwise(s) ? s->k * s->k : s->k * up4(s->k * n);
+}
+
+static uint32_t packed_units(const shape *s, uint32_t first, uint32_t n)
+{
+    uint32_t size = s->oc / s->groups, sum = 0;
+    for (uint32_t u = first, end; u < first + n; u = end) {
+        end = (u / size + 1) * size;
+        end = end < first + n ? end : first + n;
+        sum += is_depthwise(s) ? end - u : up4(end - u);
+    }
+    return sum;
+}
+
+/* Bytes of scratch by the specification. */
+static uint32_t strip_bytes(const shape *s)
+{
+    uint32_t rows = (32 + s->ow - 1) / s->ow;
+    uint32_t step = s->d == 1 && s->s < s->k ? s->s : s->k;
+    rows = rows < s->oh ? rows : s->oh;
+    uint32_t lines = (rows - 1) * step + s->k;
+    uint32_t taps = ((s->ow - 1) * step + s->k + step - 1) / step * step;
+    return is_depthwise(s) ? 0 : lines * taps * (s->c / s->groups) + 3;
+}
+
 /* A program of one conv in n_slices slices; returns the constants' length. */
 static uint32_t conv_program(assembly *a, const shape *s, uint32_t in_type,
                              uint32_t out_type, int32_t zin, int32_t zout,
@@ -78,16 +117,17 @@ static uint32_t conv_program(assembly *a, const shape *s, uint32_t in_type,
     uint32_t x = add_tensor(a, in_type, s->h, s->w, s->c, zin);
     uint32_t y = add_tensor(a, out_type, s->oh, s->ow, s->oc, zout);
     uint32_t tile = s->oh * s->ow < 8 ? s->oh * s->ow : 8;
-    uint32_t scratch =
-        add_scratch(a, tile * taps_of(s) * (in_type == 1 ? 2 : 4));
+    uint32_t scratch = add_scratch(
+        a, in_type == 1 ? strip_bytes(s) : tile * taps_of(s) * 4);
     uint32_t end = 0;
     for (uint32_t i = 0; i < n_slices; i++) {
         uint32_t first = s->oc * i / n_slices;
         uint32_t n = s->oc * (i + 1) / n_slices - first;
-        uint32_t bytes = in_type == 1 ? n * (8 + taps_of(s))
-                                      : 4 * n * (1 + taps_of(s));
+        uint32_t bytes =
+            in_type == 1 ? packed_units(s, first, n) * (12 + packed_taps(s))
+                         : 4 * n * (1 + taps_of(s));
         uint32_t index = add_slice(a, first, n, bytes, 0);
-        end = a->slices[index][4] + (bytes + 15) / 16 * 16;
+        end = a->slices[index][4] + (bytes + 63) / 64 * 64;
     }
     uint32_t lo = out_type == 1 ? (uint32_t)-100 : float_word(-300.0f);
     uint32_t hi = out_type == 1 ? 90 : float_word(INFINITY);
@@ -95,6 +135,53 @@ static uint32_t conv_program(assembly *a, const shape *s, uint32_t in_type,
            s->d, s->d, s->groups, scratch, lo, hi);
     add_stage(a, 0, x, y);
     return end;
+}
+
+/* Where in a slice of n units (from first on) the specification puts unit
+ * `unit`: its column, and the weight of tap k. */
+static uint32_t column_of(const shape *s, uint32_t first, uint32_t unit)
+{
+    uint32_t size = s->oc / s->groups;
+    uint32_t part = unit / size * size > first ? unit / size * size : first;
+    return (part == first ? 0 : packed_units(s, first, part - first)) + unit -
+           part;
+}
+
+static uint32_t weight_at(const shape *s, uint32_t first, uint32_t n,
+                          uint32_t unit, uint32_t k)
+{
+    uint32_t size = s->oc / s->groups, row = s->k * (s->c / s->groups);
+    uint32_t part = unit / size * size > first ? unit / size * size : first;
+    uint32_t end = (unit / size + 1) * size;
+    end = end < first + n ? end : first + n;
+    if (is_depthwise(s)) {
+        return k * n + unit - first;
+    }
+    uint32_t block = (unit - part) / 16 * 16, left = end - part - block;
+    uint32_t width = left < 16 ? up4(left) : 16;
+    uint32_t start = column_of(s, first, part + block) * packed_taps(s);
+    uint32_t packed = k / row * up4(row) + k % row;
+    return start + packed / 4 * 4 * width + (unit - part - block) * 4 +
+           packed % 4;
+}
+
+static void pack_slice(const shape *s, const uint32_t *slice, uint8_t *at,
+                       const int8_t *w, const float *m, const int32_t *bias)
+{
+    uint32_t first = slice[0], n = slice[1], k = taps_of(s);
+    uint32_t n_columns = packed_units(s, first, n);
+    uint8_t *numbers = at + n_columns * packed_taps(s);
+    for (uint32_t u = first; u < first + n; u++) {
+        uint8_t *to = numbers + 4 * column_of(s, first, u);
+        int32_t sum = 0;
+        for (uint32_t t = 0; t < k; t++) {
+            at[weight_at(s, first, n, u, t)] = (uint8_t)w[u * k + t];
+            sum += w[u * k + t];
+        }
+        memcpy(to, m + u, 4);
+        memcpy(to + 4 * n_columns, bias + u, 4);
+        memcpy(to + 8 * n_columns, &sum, 4);
+    }
 }
 
 static float clamp(float v, float lo, float hi)
@@ -126,11 +213,7 @@ static void test_conv_int8(uint32_t *seed, uint32_t out_type)
         bias[u] = (int32_t)below(seed, 20000) - 10000;
     }
     for (uint32_t i = 0; i < n_slices; i++) {
-        uint32_t first = a.slices[i][0], n = a.slices[i][1];
-        uint8_t *at = constants + a.slices[i][4];
-        memcpy(at, m + first, 4 * n);
-        memcpy(at + 4 * n, bias + first, 4 * n);
-        memcpy(at + 8 * n, w + first * k, n * k);
+        pack_slice(&s, a.slices[i], constants + a.slices[i][4], w, m, bias);
     }
     uint32_t n_out = s.oh * s.ow * s.oc;
     run(&a, constants, bytes, x, s.h * s.w * s.c, out,
@@ -201,16 +284,16 @@ static void test_conv_hostile_bias(void)
 {
     shape s = {1, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1};
     assembly a = {0};
-    uint8_t constants[16] = {0};
+    uint8_t constants[64] = {0};
     const float m = NAN;
     const int32_t bias = INT32_MAX;
     const int8_t x = 127;
     int8_t out = 0;
-    CHECK_EQ(conv_program(&a, &s, 1, 1, -128, 0, 1), 16);
-    memcpy(constants, &m, 4);
-    memcpy(constants + 4, &bias, 4);
-    constants[8] = 127;
-    run(&a, constants, 16, &x, 1, &out, 1, 1);
+    CHECK_EQ(conv_program(&a, &s, 1, 1, -128, 0, 1), 64);
+    memcpy(constants + 16, &m, 4);
+    memcpy(constants + 32, &bias, 4);
+    constants[0] = 127;
+    run(&a, constants, 64, &x, 1, &out, 1, 1);
     CHECK_EQ(out, -100); /* a NaN gives lo */
 }
 
@@ -308,10 +391,10 @@ static void test_affine_permute_copy(void)
     ADD_OP(&a, 8, 6, y, z, 2, 3);
     ADD_OP(&a, 7, 11, z, q, 3, 2, 4, 2, float_word(2.0f), (uint32_t)-9, 50);
     add_stage(&a, 0, x, q);
-    const float constants[8] = {1, 2, 0, 0.5f, 3, -1, 0, 0};
+    float constants[32] = {1, 2, 0, 0.5f, [16] = 3, -1};
     const float in[6] = {1, 2, 3, 4, 5, NAN};
     int8_t out[12] = {0};
-    run(&a, constants, 32, in, 24, out, 12, 1);
+    run(&a, constants, 128, in, 24, out, 12, 1);
     CHECK_EQ(out[2], 3); /* (1 * 1 + 0) * 2 + 1 */
     CHECK_EQ(out[3], 9);
     CHECK_EQ(out[6], 10); /* (2 * 2 + 0.5) * 2 + 1 */
@@ -364,7 +447,7 @@ static void run_outside(const uint8_t *constants, const uint8_t *in,
 {
     assembly a = everything(0);
     const uint32_t *last = a.slices[a.n_slices - 1];
-    run(&a, constants, last[4] + (last[2] + 15) / 16 * 16, in, IMAGES * 80,
+    run(&a, constants, last[4] + (last[2] + 63) / 64 * 64, in, IMAGES * 80,
         out, IMAGES * 480, IMAGES);
 }
 
@@ -394,7 +477,7 @@ static void check_lanes(uint32_t lanes)
     CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
     uint64_t lane_bytes = cl_program_layout(&program).lane_bytes;
     uint8_t *arenas = aligned_alloc(64, lanes * lane_bytes);
-    cl_machine_init(&machine, &program, arenas, open_held, &o);
+    cl_machine_init(&machine, &program, arenas, open_held, &o, false);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_BAD_STATE);
     CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
     cl_machine_sizes(&machine, &batch);
@@ -437,7 +520,7 @@ static void test_start_forgets_a_group(void)
     CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
     uint8_t *arenas =
         aligned_alloc(64, 4 * cl_program_layout(&program).lane_bytes);
-    cl_machine_init(&machine, &program, arenas, open_held, &o);
+    cl_machine_init(&machine, &program, arenas, open_held, &o, false);
     CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
     cl_machine_sizes(&machine, &batch);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_NEED_SLICE);
@@ -459,7 +542,7 @@ static void test_interface_refuses(void)
     uint64_t need = 0;
     uint32_t n = assemble(&a, program);
     const uint32_t *last = a.slices[a.n_slices - 1];
-    uint32_t store = last[4] + (last[2] + 15) / 16 * 16;
+    uint32_t store = last[4] + (last[2] + 63) / 64 * 64;
     uint8_t *m = aligned_alloc(64, MEMORY_BYTES);
     memset(m, 0, MEMORY_BYTES);
     CHECK_EQ(cl_core_run(m, 0, 1, in, 80, out, 480), CL_BAD_STATE);

@@ -59,7 +59,7 @@ static cl_status consume(const uint8_t *bytes, uint64_t n_bytes, cl_side side)
         /* the last lane ends where its arena does */
         uint8_t *arena = calloc(1, (program.lanes - 1) * lane_bytes +
                                        program.arena_bytes + 1);
-        cl_machine_init(&machine, &program, arena, give, &s);
+        cl_machine_init(&machine, &program, arena, give, &s, false);
         for (uint32_t i = 0; i < program.n_stages; i++) {
             run_stage(&machine, i);
         }
@@ -236,15 +236,15 @@ static void test_resident_slices_must_not_overlap(void)
     uint8_t bytes[8192];
     assembly a = everything(1);
     a.slot_bytes = 4 * 6 * 55;
-    a.resident_bytes = 256;
+    a.resident_bytes = 512;
     a.slices[0][3] = 0;
-    a.slices[1][3] = 128;
+    a.slices[1][3] = 320;
     CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_OK);
-    a.slices[1][3] = 64;
-    CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
-    a.slices[1][3] = 129;
-    CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
     a.slices[1][3] = 256;
+    CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
+    a.slices[1][3] = 321;
+    CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
+    a.slices[1][3] = 448;
     CHECK_EQ(consume(bytes, assemble(&a, bytes), CL_INSIDE), CL_BAD_SLICE);
 }
 

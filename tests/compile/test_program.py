@@ -129,7 +129,7 @@ def small_model():
 def test_every_word_of_a_small_program_is_as_specified():
     graph = small_model()
     got = decode(build_inside(graph, (strategies.whole(graph),), budget_bytes=None, slicing="auto").data)
-    # x 30 bytes, h 9, y 8; scratch of 3 * 12 * 2 = 72 and 1 * 9 * 2 = 18 bytes, of which one is live at a time.
+    # x 30 bytes, h 9, y 8; scratch of 2 lines of 8 taps of 2 bytes, 35, and of 12 bytes, of which one is live at a time.
     x, h, flat, y = (record[0] for record in got.tensors)
     assert got.tensors == [
         (x, 1, 3, 5, 2, 2**32 - 3),
@@ -138,14 +138,14 @@ def test_every_word_of_a_small_program_is_as_specified():
         (y, 2, 1, 1, 2, 0),
     ]
     assert h == flat
-    assert got.slices == [(0, 3, 3 * (8 + 12), 0, 0), (0, 2, 2 * (8 + 9), 64, 60 + 16)]
+    assert got.slices == [(0, 3, 4 * (12 + 2 * 8), 0, 0), (0, 2, 4 * (12 + 12), 128, 112 + 16)]
     conv, last = got.ops
     assert conv == (1, 18, 0, 1, 0, 1, 2, 3, 1, 2, 0, 1, 2, 1, 1, conv[15], 2**32 - 5, 127)
     assert last == (1, 18, 2, 3, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, last[15], f32(-math.inf), f32(math.inf))
     assert got.stages == [(0, 36, [0], [3])]
     total = 64 + 24 * 4 + 20 * 2 + 4 * 36 + 4 * 6
     magic = struct.unpack("<I", b"CLPR")[0]
-    assert got.header == [magic, 1, total, 32 + 16 + 80, 4, 2, 36, 1, 6, 128, 0, 0, 1, 0, 0, 0]
+    assert got.header == [magic, 1, total, 32 + 16 + 48, 4, 2, 36, 1, 6, 256, 0, 0, 1, 0, 0, 0]
 
 
 def test_other_operations_have_their_operands_in_order():
@@ -205,8 +205,14 @@ def test_slices_hold_the_constants_in_the_specified_order():
     graph = small_model()
     conv, dense = build_inside(graph, (strategies.whole(graph),), budget_bytes=None, slicing="auto").slices
     assert (conv.layer, conv.first_unit, conv.n_units, conv.resident) == ("conv", 0, 3, True)
-    assert conv.data == struct.pack("<3f3i36b", 0.5, 0.25, 2, 7, -8, 9, *range(36))
-    assert dense.data == struct.pack("<2f2i18b", 1, 1, 1, 2, *[1] * 18)
+    # Units are padded to 4, each row of a window (6 taps) to 8; four taps of each unit follow each other.
+    rows = np.zeros((4, 2, 8), np.int8)
+    rows[:3, :, :6] = np.arange(36).reshape(3, 2, 6)
+    packed = [int(rows[u, k // 8, k % 8 + i]) for k in range(0, 16, 4) for u in range(4) for i in range(4)]
+    numbers = (0.5, 0.25, 2, 0, 7, -8, 9, 0, 66, 210, 354, 0)
+    assert conv.data == struct.pack("<64b4f8i", *packed, *numbers)
+    ones = [[int(u < 2 and k + i < 9) for i in range(4)] for k in range(0, 12, 4) for u in range(4)]
+    assert dense.data == struct.pack("<48b4f8i", *sum(ones, []), 1, 1, 0, 0, 1, 2, 0, 0, 9, 9, 0, 0)
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     op = linear("x", "y", weight, np.array([10, 20], np.float32))
     wide = graph_of([tensor("x", "float32", 3), tensor("y", "float32", 2)], [op])
@@ -245,7 +251,7 @@ def check_slice_table(got: Decoded, program, *, sealed: bool) -> None:
     for (first, n_units, n_bytes, place, offset), info in zip(got.slices, program.slices, strict=True):
         assert (first, n_units, n_bytes) == (info.first_unit, info.n_units, len(info.data))
         assert offset == store
-        store += n_bytes + 16 if sealed else up(n_bytes, 16)
+        store += n_bytes + 16 if sealed else up(n_bytes)
         assert (place != STREAMED) == info.resident
         if info.resident:
             assert place % 64 == 0
@@ -278,18 +284,45 @@ def operations_with_slices(got: Decoded, stages):
 
 def merged(op, slices) -> list[np.ndarray]:
     """An operation's constants, put together from its slices."""
-    parts = [constants_of(op, piece.data, piece.n_units) for piece in slices]
+    parts = [constants_of(op, piece.data, piece.first_unit, piece.n_units) for piece in slices]
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def constants_of(op, data: bytes, n: int) -> list[np.ndarray]:
+def constants_of(op, data: bytes, first: int, n: int) -> list[np.ndarray]:
     if isinstance(op, ir.Affine):
         return [np.frombuffer(data[: 4 * n], "<f4"), np.frombuffer(data[4 * n :], "<f4")]
     if op.multiplier is None:
         weight = np.frombuffer(data[4 * n :], "<f4").reshape(-1, n).T
         return [np.frombuffer(data[: 4 * n], "<f4"), weight]
-    weight = np.frombuffer(data[8 * n :], "<i1").reshape(n, -1)
-    return [np.frombuffer(data[: 4 * n], "<f4"), np.frombuffer(data[4 * n : 8 * n], "<i4"), weight]
+    return unpack(op, data, first, n)
+
+
+def unpack(op, data: bytes, first: int, n: int) -> list[np.ndarray]:
+    """Multipliers, biases, weights (units, taps) of a slice of packed weights, one by one as the format says."""
+    size = len(op.weight) // op.groups
+    _, height, width, channels = op.weight.shape
+    depthwise = op.groups > 1 and op.groups == len(op.weight) == channels * op.groups
+    row = width * channels
+    n_taps = height * width if depthwise else height * up(row, 4)
+    columns, blocks, at = {}, {}, 0  # of each unit: its column; start, width and place of its block
+    groups = [[u for u in range(first, first + n) if u // size == g] for g in range(op.groups)]
+    for units in (units for units in groups if units):
+        for i, unit in enumerate(units):
+            left = len(units) - i // 16 * 16
+            blocks[unit] = (at + i // 16 * 16) * n_taps, min(16, up(left, 4)), i % 16
+            columns[unit] = at + i
+        at += len(units) if depthwise else up(len(units), 4)
+    weight = np.zeros((n, height * row), np.int8)
+    for unit, k in np.ndindex(*weight.shape):
+        start, wide, place = blocks[first + unit]
+        packed = k // row * up(row, 4) + k % row
+        where = k * n + unit if depthwise else start + packed // 4 * 4 * wide + place * 4 + packed % 4
+        weight[unit, k] = np.int8(data[where] - 256 * (data[where] > 127))
+    rest = [np.frombuffer(data[at * n_taps :], dtype)[i * at : (i + 1) * at] for i, dtype in enumerate(("<f4", "<i4", "<i4"))]
+    multiplier, bias, total = (column[[columns[first + u] for u in range(n)]] for column in rest)
+    np.testing.assert_array_equal(total, weight.sum(axis=1, dtype=np.int64))
+    assert len(data) == at * (n_taps + 12)
+    return [multiplier, bias, weight]
 
 
 def originals(op) -> list[np.ndarray]:
@@ -297,6 +330,16 @@ def originals(op) -> list[np.ndarray]:
         return [op.slope, op.shift]
     weight = op.weight.reshape(len(op.weight), -1)
     return [op.bias, weight] if op.multiplier is None else [op.multiplier, op.bias, weight]
+
+
+def cut_step(op) -> int:
+    """Units that are cut together, so that packed weights hold no padding inside."""
+    if isinstance(op, ir.Affine) or op.multiplier is None:
+        return 1
+    size = len(op.weight) // op.groups
+    if op.groups > 1 and op.groups == len(op.weight) == op.weight.shape[3] * op.groups:
+        return 1
+    return 4 if op.groups == 1 or size % 4 == 0 else size
 
 
 def check_slices(got: Decoded, stages, program) -> None:
@@ -307,7 +350,8 @@ def check_slices(got: Decoded, stages, program) -> None:
         used |= set(indices)
         counts = [piece.n_units for piece in slices]
         assert [piece.first_unit for piece in slices] == [sum(counts[:i]) for i in range(len(counts))]
-        assert max(counts) - min(counts) <= 1
+        assert max(counts) - min(counts) <= cut_step(op) * (2 if counts[-1] % cut_step(op) else 1)
+        assert all(count % cut_step(op) == 0 for count in counts[:-1])
         assert {piece.layer for piece in slices} == {op.layer}
         for part, original in zip(merged(op, slices), originals(op), strict=True):
             np.testing.assert_array_equal(part, original)
@@ -325,7 +369,7 @@ def test_outside_program_follows_the_format_and_streams_whole_layers(staged):
     assert all(len(indices) == 1 for _, indices in operations_with_slices(got, stages))
     check_slices(got, stages, program)
     store = constants(program)
-    assert len(store) == sum(up(len(piece.data), 16) for piece in program.slices)
+    assert len(store) == sum(up(len(piece.data)) for piece in program.slices)
     for words, piece in zip(got.slices, program.slices, strict=True):
         assert store[words[4] : words[4] + len(piece.data)] == piece.data
 

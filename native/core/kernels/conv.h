@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What the two conv kernels share: how the work is cut.
+ * How a float32 conv is cut, and which taps lie in the input.
  *
  * Output positions are taken in tiles of up to CL_TILE. For each tile the taps
  * are gathered into rows of K numbers (the scratch), and each row is

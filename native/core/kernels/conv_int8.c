@@ -1,197 +1,205 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Gathered rows hold int16 numbers without zero point, so that products of
- * pairs can be added in one instruction (pmaddwd, smlal) and stay exact.
+ * An int8 conv as products. For some rows of the output at a time, the lines
+ * of the input that they read are copied into the scratch, with the padding
+ * filled in: then every position's taps lie in kh runs, and neighbours share
+ * them. Nothing is gathered position by position.
  */
-#include "conv.h"
+#include "int8.h"
 #include "kernels.h"
 
-/* ---- Gathering --------------------------------------------------------- */
+/* ---- The strip --------------------------------------------------------- */
 
-static void widen(int16_t *to, const int8_t *from, uint32_t n, int16_t zero)
+/* What one strip is made from. */
+typedef struct source {
+    const cl_op *op;
+    cl_strip strip;
+    const uint8_t *in; /* the first channel of the group */
+    uint32_t n_channels;
+    uint8_t flip; /* 128 makes unsigned taps */
+    uint8_t fill; /* the zero point, flipped */
+} source;
+
+CL_HOT static void copy_flipped(uint8_t *to, const uint8_t *from, uint64_t n,
+                                uint8_t flip)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        to[i] = (int16_t)(from[i] - zero);
+    for (uint64_t i = 0; i < n; i++) {
+        to[i] = from[i] ^ flip;
     }
 }
 
-static void clear(int16_t *to, uint32_t n)
+/* Columns of a line, one tap at a time: of any dilation, stride and group. */
+static void copy_taps(const source *s, uint8_t *to, const uint8_t *line)
 {
-    memset(to, 0, (size_t)n * sizeof *to);
-}
-
-/* One row of taps, kx from 0 to kw - 1. */
-static void gather_row(const cl_op *op, const cl_conv_tile *tile,
-                       const cl_patch *patch, uint32_t ky, const int8_t *in,
-                       int16_t *to)
-{
-    uint32_t n = tile->n_channels;
-    uint32_t step = cl_run_taps(op, patch);
-    int16_t zero = (int16_t)op->in.zero;
-    clear(to, patch->cols.k0 * n);
-    for (uint32_t kx = patch->cols.k0; kx < patch->cols.k1; kx += step) {
-        uint64_t from = cl_tap_index(op, patch, ky, kx, tile->first_channel);
-        widen(to + kx * n, in + from, step * n, zero);
+    const cl_window *w = &s->op->window;
+    uint64_t last = s->op->out.w - 1;
+    for (uint64_t i = 0; i < s->strip.line_taps; i++, to += s->n_channels) {
+        uint64_t col = i / s->strip.col_taps;
+        col = col < last ? col : last;
+        uint64_t kx = i - col * s->strip.col_taps;
+        uint64_t x = col * w->sw + kx * w->dw - w->pl; /* wraps below 0 */
+        if (x < s->op->in.w) {
+            copy_flipped(to, line + x * s->op->in.c, s->n_channels, s->flip);
+        } else {
+            memset(to, s->fill, s->n_channels);
+        }
     }
-    clear(to + patch->cols.k1 * n, (op->window.kw - patch->cols.k1) * n);
 }
 
-static void gather_position(const cl_op *op, const cl_conv_tile *tile,
-                            uint32_t position, const int8_t *in, int16_t *to)
+static uint64_t least(uint64_t a, uint64_t b)
 {
-    cl_patch patch = cl_patch_of(op, position);
-    uint32_t row = op->window.kw * tile->n_channels;
-    clear(to, patch.rows.k0 * row);
-    for (uint32_t ky = patch.rows.k0; ky < patch.rows.k1; ky++) {
-        gather_row(op, tile, &patch, ky, in, to + ky * row);
-    }
-    clear(to + patch.rows.k1 * row, (op->window.kh - patch.rows.k1) * row);
+    return a < b ? a : b;
 }
 
-/* ---- Multiplying ------------------------------------------------------- */
+/* Columns of a line that lie in the input side by side. */
+static void copy_line(const source *s, uint8_t *to, const uint8_t *line)
+{
+    uint64_t n = s->n_channels, total = s->strip.line_taps;
+    uint64_t left = least(s->op->window.pl, total);
+    uint64_t inside = least(s->op->in.w, total - left);
+    memset(to, s->fill, left * n);
+    copy_flipped(to + left * n, line, inside * n, s->flip);
+    memset(to + (left + inside) * n, s->fill, (total - left - inside) * n);
+}
 
-/* Rows times units: what one call of `multiply` works on. */
-typedef struct product {
-    const int16_t *rows; /* n_positions x n_taps */
-    const int8_t *weights; /* n_units x n_taps */
-    const uint8_t *multipliers;
-    const uint8_t *biases;
-    uint32_t n_positions;
-    uint32_t n_taps;
+static bool lines_match(const source *s)
+{
+    const cl_window *w = &s->op->window;
+    return s->op->groups == 1 && w->dw == 1 && s->strip.col_taps == w->sw;
+}
+
+/* The lines for n_rows rows of the output from first_row on. */
+static void fill_strip(const source *s, uint8_t *to, uint64_t first_row,
+                       uint64_t n_rows)
+{
+    const cl_window *w = &s->op->window;
+    bool match = lines_match(s);
+    uint64_t n_lines = (n_rows - 1) * s->strip.row_lines + w->kh;
+    for (uint64_t i = 0; i < n_lines; i++, to += s->strip.line_bytes) {
+        uint64_t row = least(i / s->strip.row_lines, n_rows - 1);
+        uint64_t ky = i - row * s->strip.row_lines;
+        uint64_t y = (first_row + row) * w->sh + ky * w->dh - w->pt;
+        if (y >= s->op->in.h) { /* also what wrapped below 0 */
+            memset(to, s->fill, s->strip.line_bytes);
+            continue;
+        }
+        const uint8_t *line = s->in + y * s->op->in.w * s->op->in.c;
+        if (match) {
+            copy_line(s, to, line);
+        } else {
+            copy_taps(s, to, line);
+        }
+    }
+}
+
+/* ---- Products ---------------------------------------------------------- */
+
+/* Parts of a slice: the units of one group. */
+typedef struct group_part {
+    uint32_t first_unit; /* of the output */
     uint32_t n_units;
-    uint32_t out_stride; /* elements from one position to the next */
-    int8_t *out_i8; /* one of the two is null */
-    float *out_f32;
-    float lo, hi;
-    int32_t zero;
-} product;
+    uint64_t column; /* of packed units in the slice */
+} group_part;
 
-CL_INLINE void dot_8(int32_t *sums, const int16_t *x, const int8_t *w,
-                     uint32_t n)
+static cl_product product_of(const source *s, const cl_slice *slice,
+                             const group_part *part, const uint8_t *data,
+                             uint8_t *arena)
 {
-    const int16_t *x1 = x + n, *x2 = x1 + n, *x3 = x2 + n, *x4 = x3 + n;
-    const int16_t *x5 = x4 + n, *x6 = x5 + n, *x7 = x6 + n;
-    int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
-    for (uint32_t k = 0; k < n; k++) {
-        int16_t v = w[k];
-        s0 += x[k] * v;
-        s1 += x1[k] * v;
-        s2 += x2[k] * v;
-        s3 += x3[k] * v;
-        s4 += x4[k] * v;
-        s5 += x5[k] * v;
-        s6 += x6[k] * v;
-        s7 += x7[k] * v;
-    }
-    sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
-    sums[4] = s4, sums[5] = s5, sums[6] = s6, sums[7] = s7;
-}
-
-CL_INLINE int32_t dot_1(const int16_t *x, const int8_t *w, uint32_t n)
-{
-    int32_t sum = 0;
-    for (uint32_t k = 0; k < n; k++) {
-        int16_t v = w[k];
-        sum += x[k] * v;
-    }
-    return sum;
-}
-
-/* The dot products fit (65536 taps of 255 * 128). With a hostile bias the sum
- * may not; then it wraps. */
-CL_INLINE float scaled(int32_t sum, int32_t bias, float multiplier)
-{
-    uint32_t wrapped = (uint32_t)sum + (uint32_t)bias;
-    return (float)cl_as_i32(wrapped) * multiplier;
-}
-
-CL_INLINE void finish(const product *p, uint32_t unit, const int32_t *sums,
-                      uint32_t n)
-{
-    float multiplier = cl_load_f32(p->multipliers + 4 * (uint64_t)unit);
-    int32_t bias = cl_load_i32(p->biases + 4 * (uint64_t)unit);
-    for (uint32_t t = 0; t < n; t++) {
-        float value = scaled(sums[t], bias, multiplier);
-        uint64_t at = (uint64_t)t * p->out_stride + unit;
-        if (p->out_i8) {
-            p->out_i8[at] = cl_quantize(value, p->lo, p->hi, p->zero);
-        } else {
-            p->out_f32[at] = cl_clamp(value, p->lo, p->hi);
-        }
-    }
-}
-
-CL_HOT static void multiply(const product *p)
-{
-    int32_t sums[CL_TILE];
-    uint32_t n = p->n_taps;
-    for (uint32_t u = 0; u < p->n_units; u++) {
-        const int8_t *w = p->weights + (uint64_t)u * n;
-        if (p->n_positions == CL_TILE) {
-            dot_8(sums, p->rows, w, n);
-            finish(p, u, sums, CL_TILE);
-        } else {
-            for (uint32_t t = 0; t < p->n_positions; t++) {
-                sums[t] = dot_1(p->rows + (uint64_t)t * n, w, n);
-            }
-            finish(p, u, sums, p->n_positions);
-        }
-    }
-}
-
-static product product_of(const cl_op *op, const cl_slice *slice,
-                          const cl_conv_tile *tile, const uint8_t *data,
-                          uint8_t *arena)
-{
-    uint32_t n_taps = (uint32_t)cl_conv_taps(op);
-    uint64_t first = 4 * (uint64_t)tile->first_column;
-    uint64_t weights = 8 * (uint64_t)slice->n_units +
-                       (uint64_t)tile->first_column * n_taps;
-    uint64_t out = (uint64_t)tile->first_position * op->out.c +
-                   tile->first_unit;
-    bool to_f32 = op->out.dtype == CL_FLOAT32;
-    return (product){
-        .rows = (const int16_t *)(void *)(arena + op->scratch),
-        .weights = (const int8_t *)data + weights,
-        .multipliers = data + first,
-        .biases = data + 4 * (uint64_t)slice->n_units + first,
-        .n_positions = tile->n_positions,
-        .n_taps = n_taps,
-        .n_units = tile->n_units,
-        .out_stride = op->out.c,
-        .out_i8 = to_f32 ? 0 : cl_at_i8(arena, &op->out) + out,
-        .out_f32 = to_f32 ? cl_at_f32(arena, &op->out) + out : 0,
+    const cl_op *op = s->op;
+    uint64_t n_columns =
+        cl_packed_units(op, slice->first_unit, slice->n_units);
+    uint64_t taps = cl_packed_taps(op);
+    const uint8_t *numbers = data + n_columns * taps + 4 * part->column;
+    return (cl_product){
+        .x = arena + op->scratch,
+        .n_cols = op->out.w,
+        .row_step = s->strip.row_lines * s->strip.line_bytes,
+        .col_step = s->strip.col_taps * s->n_channels,
+        .n_runs = op->window.kh,
+        .run_bytes = (uint32_t)(taps / op->window.kh),
+        .run_step = s->strip.line_bytes,
+        .weights = (const int8_t *)data + part->column * taps,
+        .multipliers = numbers,
+        .biases = numbers + 4 * n_columns,
+        .sums = numbers + 8 * n_columns,
+        .n_units = part->n_units,
+        .zero_in = op->in.zero + s->flip,
+        .to_float = op->out.dtype == CL_FLOAT32,
+        .out_step = op->out.c,
+        .wrap = op->out.w,
+        .valid = op->out.w,
         .lo = op->lo,
         .hi = op->hi,
         .zero = op->zero,
     };
 }
 
-static void gather(const cl_op *op, const cl_conv_tile *tile, uint8_t *arena)
+#define SHORT_ROW 8u
+
+/* Short rows become one: what lies between them is computed for nothing, but
+ * the weights are read once. */
+static void join_rows(cl_product *p)
 {
-    int16_t *rows = (int16_t *)(void *)(arena + op->scratch);
-    uint64_t n_taps = cl_conv_taps(op);
-    for (uint32_t t = 0; t < tile->n_positions; t++) {
-        gather_position(op, tile, tile->first_position + t,
-                        cl_at_i8(arena, &op->in), rows + t * n_taps);
+    if (p->n_rows > 1 && p->n_cols < SHORT_ROW) {
+        p->wrap = (uint32_t)(p->row_step / p->col_step);
+        p->n_cols += (p->n_rows - 1) * p->wrap;
+        p->n_rows = 1;
     }
 }
 
-void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
-                  uint8_t *arena)
+static void run_part(const source *s, const cl_slice *slice,
+                     const group_part *part,
+                     const uint8_t *data, uint8_t *arena,
+                     const cl_kernel *kernel)
 {
-    uint64_t n_positions = cl_positions(&op->out);
-    uint32_t end = slice->first_unit + slice->n_units;
-    cl_conv_tile tile = {0};
-    for (uint64_t first = 0; first < n_positions; first += CL_TILE) {
-        uint64_t left = n_positions - first;
-        tile.first_position = (uint32_t)first;
-        tile.n_positions = left < CL_TILE ? (uint32_t)left : CL_TILE;
-        for (uint32_t u = slice->first_unit; u < end; u += tile.n_units) {
-            cl_conv_group(op, slice, u, &tile);
-            gather(op, &tile, arena);
-            product p = product_of(op, slice, &tile, data, arena);
-            multiply(&p);
+    const cl_op *op = s->op;
+    uint64_t item = op->out.dtype == CL_FLOAT32 ? 4 : 1;
+    uint8_t *out = arena + op->out.offset;
+    for (uint64_t row = 0; row < op->out.h; row += s->strip.n_rows) {
+        uint64_t n_rows = least(s->strip.n_rows, op->out.h - row);
+        cl_product p = product_of(s, slice, part, data, arena);
+        p.n_rows = (uint32_t)n_rows;
+        p.out = out + item * (row * op->out.w * op->out.c + part->first_unit);
+        fill_strip(s, arena + op->scratch, row, n_rows);
+        if (kernel->even) {
+            join_rows(&p);
         }
+        kernel->multiply(&p);
+    }
+}
+
+static source source_of(const cl_op *op, uint32_t unit, uint8_t *arena,
+                        const cl_kernel *kernel)
+{
+    uint32_t group = unit / (op->out.c / op->groups);
+    uint8_t flip = kernel->moved ? 128 : 0;
+    source s = {
+        .op = op,
+        .strip = cl_strip_of(op),
+        .n_channels = op->in.c / op->groups,
+        .flip = flip,
+        .fill = (uint8_t)op->in.zero ^ flip,
+    };
+    s.in = arena + op->in.offset + (uint64_t)group * s.n_channels;
+    return s;
+}
+
+void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
+                  uint8_t *arena, const cl_kernel *kernel)
+{
+    uint32_t size = op->out.c / op->groups;
+    uint32_t end = slice->first_unit + slice->n_units;
+    group_part part = {.first_unit = slice->first_unit};
+    if (cl_is_depthwise(op)) {
+        cl_depthwise_int8(op, slice, data, arena);
+        return;
+    }
+    while (part.first_unit < end) {
+        uint32_t left = size - part.first_unit % size;
+        part.n_units = (uint32_t)least(left, end - part.first_unit);
+        source s = source_of(op, part.first_unit, arena, kernel);
+        run_part(&s, slice, &part, data, arena, kernel);
+        part.first_unit += part.n_units;
+        part.column += cl_up(part.n_units, 4);
     }
 }

@@ -12,11 +12,15 @@
 
 #include "program.h"
 
+struct cl_kernel;
+
 /* One slice of a conv: units slice->first_unit onwards of every position.
  * Out: arena: the output tensor's channels of these units, and the scratch.
  * In:  data: slice->bytes bytes, any alignment; SECRET inside. */
 void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
-                  uint8_t *arena);
+                  uint8_t *arena, const struct cl_kernel *kernel);
+void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
+                       const uint8_t *data, uint8_t *arena);
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,
                      const uint8_t *data, uint8_t *arena);
 

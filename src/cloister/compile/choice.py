@@ -132,7 +132,7 @@ def _streaming_need(footprint: Footprint, cuts: Sequence[int], lanes: int = 1) -
 
 def _largest(footprint: Footprint, cuts: Sequence[int]) -> int:
     """Bytes of the largest slice."""
-    return max((-(-b.n_units // n) * b.unit_bytes for b, n in zip(footprint.blocks, cuts, strict=True)), default=0)
+    return max((-(-b.n_steps // n) * b.step_bytes for b, n in zip(footprint.blocks, cuts, strict=True)), default=0)
 
 
 def _all_cuts(footprint: Footprint) -> Iterator[tuple[int, ...]]:
@@ -142,13 +142,13 @@ def _all_cuts(footprint: Footprint) -> Iterator[tuple[int, ...]]:
     then rises: no shortcut finds the least.
     """
     most = footprint.most_slice_bytes(1)
-    sizes = {-(-b.n_units // n) * b.unit_bytes for b in footprint.blocks for n in range(1, b.n_units + 1)}
+    sizes = {-(-b.n_steps // n) * b.step_bytes for b in footprint.blocks for n in range(1, b.n_steps + 1)}
     if not sizes:
         yield ()
     for slice_bytes in sorted((size for size in sizes if size <= most), reverse=True):
-        if any(block.unit_bytes > slice_bytes for block in footprint.blocks):
+        if any(block.step_bytes > slice_bytes for block in footprint.blocks):
             return
-        cuts = tuple(-(-b.n_units // (slice_bytes // b.unit_bytes)) for b in footprint.blocks)
+        cuts = tuple(-(-b.n_steps // (slice_bytes // b.step_bytes)) for b in footprint.blocks)
         if sum(cuts) > _MAX_SLICES:
             return
         yield cuts
@@ -202,10 +202,10 @@ def _count_sizes(footprint: Footprint, cuts: Sequence[int]) -> list[tuple[int, i
     """(bytes, how many) of slices, the smallest first."""
     counts: dict[int, int] = {}
     for block, cut in zip(footprint.blocks, cuts, strict=True):
-        base, n_larger = divmod(block.n_units, cut)
-        for n_units, n_slices in ((base, cut - n_larger), (base + 1, n_larger)):
+        base, n_larger = divmod(block.n_steps, cut)
+        for n_steps, n_slices in ((base, cut - n_larger), (base + 1, n_larger)):
             if n_slices:
-                size = n_units * block.unit_bytes
+                size = n_steps * block.step_bytes
                 counts[size] = counts.get(size, 0) + n_slices
     return sorted(counts.items())
 
@@ -246,10 +246,10 @@ def smallest_budget(footprint: Footprint) -> int:
 def _check_calls(footprint: Footprint, slicing: Literal["auto", "off"]) -> None:
     """Refuses what no call can carry, and more slices than the format knows."""
     most = footprint.most_slice_bytes(1)
-    parts = [(b, b.unit_bytes if slicing == "auto" else b.n_bytes) for b in footprint.blocks]
+    parts = [(b, b.step_bytes if slicing == "auto" else b.n_bytes) for b in footprint.blocks]
     too_large = [f"`{block.layer}` ({size} bytes)" for block, size in parts if size > most]
     if too_large:
-        what = "one output unit of" if slicing == "auto" else "whole"
+        what = "smallest slice of" if slicing == "auto" else "whole"
         raise PlanError(
             f"a call of {footprint.call_bytes} bytes leaves {max(0, int(most))} for a slice beside its images; "
             f"expected no more {what} {', '.join(too_large)}",

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cloister.compile.ir import Alias, Conv, Op, Tensor
+from cloister.compile.packing import strip_bytes
 
 __all__ = ["Buffer", "MemoryPlan", "live_buffers", "place_buffers", "plan_memory", "scratch_bytes"]
 
@@ -102,10 +103,11 @@ def live_buffers(
 
 
 def scratch_bytes(op: Conv, output: Tensor) -> int:
-    """Bytes of scratch that a convolution needs: up to 8 rows of its input, unrolled."""
+    """Bytes of scratch that a convolution needs; for float32 up to 8 positions' inputs, unrolled."""
+    if op.multiplier is not None:
+        return _up(strip_bytes(op, output))
     height, width, _ = output.hwc
-    item_bytes = 2 if op.weight.dtype.itemsize == 1 else 4
-    return _up(min(8, height * width) * op.weight[0].size * item_bytes)
+    return _up(min(8, height * width) * op.weight[0].size * 4)
 
 
 def place_buffers(buffers: Sequence[Buffer]) -> tuple[dict[Key, int], int]:
@@ -159,7 +161,7 @@ def _scratch_buffers(tensors: Mapping[str, Tensor], ops: Sequence[Op]) -> list[B
     return [
         Buffer(key=time, n_bytes=scratch_bytes(op, tensors[op.output]), first=time, last=time)
         for time, op in enumerate(ops)
-        if isinstance(op, Conv)
+        if isinstance(op, Conv) and scratch_bytes(op, tensors[op.output])
     ]
 
 

@@ -163,7 +163,7 @@ def build_outside(graph: Graph, stages: Sequence[Stage]) -> Program:
 
 def constants(program: Program) -> bytes:
     """The clear slices of an outside program, each at its store offset."""
-    return b"".join(piece.data + bytes(-len(piece.data) % 16) for piece in program.slices)
+    return b"".join(piece.data + bytes(-len(piece.data) % 64) for piece in program.slices)
 
 
 def smallest_budget(graph: Graph, stages: Sequence[Stage], call_bytes: int | None = None) -> int:
@@ -313,7 +313,7 @@ def _encode_slices(pieces: Iterable[Piece], choice: Choice, *, sealed: bool) -> 
         where = place if resident else _STREAMED
         words += [piece.first_unit, piece.n_units, piece.n_bytes, where, store_offset]
         place += up(piece.n_bytes) if resident else 0
-        store_offset += piece.n_bytes + (_SEAL_BYTES if sealed else -piece.n_bytes % 16)
+        store_offset += piece.n_bytes + (_SEAL_BYTES if sealed else -piece.n_bytes % 64)
     return words
 
 

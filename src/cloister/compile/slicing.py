@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloister.compile.ir import Affine, Conv, Op
+from cloister.compile.packing import is_depthwise, pack_units, packed_taps, up4
 from cloister.errors import UnsupportedModel
 
 __all__ = ["Block", "Piece", "check_limits", "find_blocks", "split_blocks"]
@@ -37,17 +38,33 @@ class Block:
         return len(self.op.weight) if isinstance(self.op, Conv) else len(self.op.slope)
 
     @property
-    def unit_bytes(self) -> int:
-        """Bytes of one unit's constants in a slice."""
+    def step(self) -> int:
+        """Units that are cut together: 4 of int8, which the packed weights hold side by side, or a small group."""
+        if isinstance(self.op, Affine) or self.op.multiplier is None or is_depthwise(self.op):
+            return 1
+        group = self.n_units // self.op.groups
+        return 4 if self.op.groups == 1 or group % 4 == 0 else group
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps in which it can be cut."""
+        return -(-self.n_units // self.step)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step's constants in a slice."""
         if isinstance(self.op, Affine):
             return 8
-        n_taps = int(self.op.weight[0].size)
-        return 8 + n_taps if self.op.weight.dtype == np.int8 else 4 * (1 + n_taps)
+        if self.op.multiplier is None:
+            return 4 * (1 + int(self.op.weight[0].size))
+        if is_depthwise(self.op):
+            return 12 + int(self.op.weight[0].size)
+        return up4(self.step) * (12 + packed_taps(self.op))
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole block."""
-        return self.n_units * self.unit_bytes
+        return self.n_steps * self.step_bytes
 
     def shares_with(self, other: Block) -> bool:
         """Whether both would give the same slices."""
@@ -74,18 +91,17 @@ class Piece:
     @property
     def n_bytes(self) -> int:
         """Bytes of its plaintext."""
-        return self.n_units * self.block.unit_bytes
+        return -(-self.n_units // self.block.step) * self.block.step_bytes
 
     def plaintext(self) -> bytes:
         """What the format says that an open slice holds."""
         op, units = self.block.op, slice(self.first_unit, self.first_unit + self.n_units)
         if isinstance(op, Affine):
             return _little(op.slope[units], "<f4") + _little(op.shift[units], "<f4")
-        weight = op.weight[units].reshape(self.n_units, -1)  # (n_units, KH * KW * C_in / groups)
         if op.multiplier is None:
+            weight = op.weight[units].reshape(self.n_units, -1)  # (n_units, KH * KW * C_in / groups)
             return _little(op.bias[units], "<f4") + _little(weight.T, "<f4")
-        head = _little(op.multiplier[units], "<f4") + _little(op.bias[units], "<i4")
-        return head + _little(weight, "<i1")
+        return pack_units(op, self.first_unit, self.n_units)
 
 
 def _arrays(op: Conv | Affine) -> list[npt.NDArray[np.generic]]:
@@ -158,12 +174,13 @@ def split_blocks(blocks: Sequence[Block], cuts: Sequence[int]) -> list[Piece]:
     return [
         Piece(block=block, first_unit=first, n_units=n_units)
         for block, cut in zip(blocks, cuts, strict=True)
-        for first, n_units in _split_units(block.n_units, cut)
+        for first, n_units in _split_units(block, cut)
     ]
 
 
-def _split_units(n_units: int, n_slices: int) -> list[tuple[int, int]]:
-    """(first, count) of each slice, as equal as possible, larger ones first."""
-    base, n_larger = divmod(n_units, n_slices)
-    counts = [base + (i < n_larger) for i in range(n_slices)]
-    return list(zip(itertools.accumulate(counts, initial=0), counts, strict=False))
+def _split_units(block: Block, n_slices: int) -> list[tuple[int, int]]:
+    """(first, count) of each slice, as equal as possible in whole steps, larger ones first."""
+    base, n_larger = divmod(block.n_steps, n_slices)
+    ends = itertools.accumulate(base + (i < n_larger) for i in range(n_slices))
+    bounds = [0, *(min(end * block.step, block.n_units) for end in ends)]
+    return [(first, end - first) for first, end in itertools.pairwise(bounds)]
