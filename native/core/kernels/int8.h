@@ -60,8 +60,14 @@ const cl_kernel *cl_kernel_at(uint32_t index, bool amx);
 bool cl_amx_permit(void);
 
 extern const cl_kernel cl_kernel_plain;
+extern const cl_kernel cl_kernel_dot, cl_kernel_neon; /* 64-bit Arm */
+extern const cl_kernel cl_kernel_amx, cl_kernel_avx512, cl_kernel_avxvnni,
+    cl_kernel_avx2; /* x86-64 */
 
 /* ---- For the kernels --------------------------------------------------- */
+
+/* Before a loop over registers, whose number is a constant. */
+#define CL_UNROLL _Pragma("GCC unroll 16")
 
 CL_INLINE uint64_t cl_product_taps(const cl_product *p)
 {
