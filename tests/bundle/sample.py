@@ -14,6 +14,7 @@ from cloister.boards import Suite
 from cloister.bundle.file import write_bundle
 from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInfo
 from cloister.compile import ir
+from cloister.compile.packing import pack_units, packed_taps
 from cloister.compile.program import Program, Stage, build_inside, build_outside, constants
 from cloister.planning.plan import LayerPlan, Plan
 
@@ -45,8 +46,15 @@ class Sample:
 
     @property
     def inside_weights(self) -> list[bytes]:
-        """The weights of the inside layers as they are in the program, without biases and multipliers."""
-        return [op.weight.tobytes() for op in self.graph.ops if op.layer in LAYERS_INSIDE]
+        """The weights of the inside layers: as the model has them, and as they are in the program's slices."""
+        ops = [op for op in self.graph.ops if op.layer in LAYERS_INSIDE]
+        return [op.weight.tobytes() for op in ops] + [packed_weights(op) for op in ops]
+
+
+def packed_weights(op: ir.Conv) -> bytes:
+    """The weights of all units, packed, without what follows them in a slice."""
+    data = pack_units(op, 0, len(op.weight))
+    return data[: len(data) // (12 + packed_taps(op)) * packed_taps(op)]
 
 
 def new_device() -> bytes:

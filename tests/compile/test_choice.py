@@ -19,7 +19,7 @@ SLACK, OPENING_BYTES, GATHERED_PER_BYTE = 1.1, 2048, 16
 
 
 def block(name: str, n_units: int, n_taps: int) -> Block:
-    """A layer of n_units * (8 + n_taps) bytes."""
+    """A layer whose units, rounded up to a multiple of 4, have 12 + n_taps bytes, taps rounded up likewise."""
     op = ir.Conv(
         inputs=("x",),
         output="y",
@@ -78,8 +78,8 @@ def all_choices(footprint: Footprint, budget: int):
     """Every slice limit in bytes, every number of lanes, every number of the smallest slices resident."""
     largest = max(b.n_bytes for b in footprint.blocks)
     seen = set()
-    for limit in range(max(b.unit_bytes for b in footprint.blocks), largest + 1):
-        cuts = tuple(math.ceil(b.n_units / (limit // b.unit_bytes)) for b in footprint.blocks)
+    for limit in range(max(b.step_bytes for b in footprint.blocks), largest + 1):
+        cuts = tuple(math.ceil(b.n_steps / (limit // b.step_bytes)) for b in footprint.blocks)
         if cuts in seen:
             continue
         seen.add(cuts)
@@ -166,7 +166,7 @@ def test_a_call_carries_every_slice_beside_the_images_of_a_group(layers, payload
         choice = choose(footprint, budget, kind)
     except PlanError:
         if kind == "auto":
-            lone = Choice(cuts=tuple(b.n_units for b in footprint.blocks), residents=frozenset(), slot_bytes=0)
+            lone = Choice(cuts=tuple(b.n_steps for b in footprint.blocks), residents=frozenset(), slot_bytes=0)
             assert carried(footprint, lone) > footprint.call_bytes
         return
     assert carried(footprint, choice) <= footprint.call_bytes
@@ -185,14 +185,14 @@ def test_smallest_budget_within_calls_is_exact():
 def test_units_that_no_call_carries_are_named_with_the_numbers():
     footprint = make_footprint([(4, 10000), (4, 10), (4, 20000)], call_bytes=20480)
     for attempt in (lambda: choose(footprint, None, "auto"), lambda: smallest_budget(footprint)):
-        with pytest.raises(PlanError, match=r"20480 bytes leaves 4080 .*`fc0` \(10008 bytes\), `fc2`") as caught:
+        with pytest.raises(PlanError, match=r"20480 bytes leaves 4080 .*`fc0` \(40048 bytes\), `fc2`") as caught:
             attempt()
         assert "`fc1`" not in str(caught.value)
 
 
 def test_layers_that_no_call_carries_whole_are_named_with_the_way_out():
     footprint = make_footprint([(40, 1000), (4, 10)], call_bytes=32768)
-    with pytest.raises(PlanError, match=r"whole `fc0` \(40320 bytes\)") as caught:
+    with pytest.raises(PlanError, match=r"whole `fc0` \(40480 bytes\)") as caught:
         choose(footprint, None, "off")
     assert "--slice auto" in caught.value.hint
     assert choose(footprint, None, "auto").cuts == (3, 1)
@@ -205,7 +205,7 @@ def test_images_that_no_call_carries_leave_nothing_for_slices():
 
 
 def test_more_slices_than_the_format_knows_are_refused():
-    footprint = make_footprint([(9000, 5000)], call_bytes=24576)
+    footprint = make_footprint([(40000, 1500)], call_bytes=24576)
     with pytest.raises(PlanError, match="at most 8192 slices"):
         choose(footprint, None, "auto")
-    assert smallest_budget(make_footprint([(9000, 5000)])) > 0
+    assert smallest_budget(make_footprint([(40000, 1500)])) > 0

@@ -69,7 +69,7 @@ def as_outside(program):
     words[9:13] = 0, 0, 0, 1
     table = words[16 + 6 * words[4] :][: 5 * words[5]].reshape(-1, 5)
     table[:, 3] = 0xFFFFFFFF
-    stored = -(-table[:, 2] // 16) * 16
+    stored = -(-table[:, 2] // 64) * 64
     table[:, 4] = np.cumsum(stored) - stored
     return words.tobytes(), constants(program)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cloister.bundle.keys import recipients
-from tests.bundle.sample import images, make_sample
+from tests.bundle.sample import images, make_sample, packed_weights
 
 #: A shorter run could be chance or a constant.
 RUN_BYTES = 24
@@ -101,7 +101,7 @@ def run_client(bundle, tmp_path, secrets, plant=b"", where="nowhere"):
 
 
 def test_client_holds_no_inside_weight_but_the_outside_ones(sample, bundle, tmp_path):
-    stem = sample.graph.ops[1].weight.tobytes()
+    stem = packed_weights(sample.graph.ops[1])
     found, maps = run_client(bundle, tmp_path, [*sample.inside_weights, stem])
     *inside, outside = found
     assert inside == [{}] * len(inside)
@@ -121,7 +121,7 @@ def test_planted_weights_are_found(where, sample, bundle, tmp_path):
 
 def test_file_holds_no_inside_weight(sample, bundle):
     data = bundle.read_bytes()
-    stem = sample.graph.ops[1].weight.tobytes()
+    stem = packed_weights(sample.graph.ops[1])
     for weights in sample.inside_weights:
         assert longest_run(data, weights) == 0
         for shift in range(8):  # a needle that the search must find wherever it lies
