@@ -87,7 +87,9 @@ static uint32_t find_candidates(candidate *found, bool amx)
         &cl_kernel_amx, amx && avx512 && all_of(f.kept, TILES) &&
                             all_of(f.edx, bit_AMX_TILE | bit_AMX_INT8)};
     found[n++] = (candidate){&cl_kernel_avx512, avx512};
-    (void)avx2;
+    found[n++] = (candidate){&cl_kernel_avxvnni,
+                             avx2 && all_of(f.more, bit_AVXVNNI)};
+    found[n++] = (candidate){&cl_kernel_avx2, avx2};
     return n;
 }
 
