@@ -50,7 +50,7 @@ def check_whole_path(binary: str, suite: int) -> None:
     sealed = b"".join(bundle.slices)
     assert enclave.run(0, IMAGES, 2, 8, sealed=sealed, count=2) == (0, (0, 0, 2), EXPECTED)
     stats = enclave.stats()
-    assert stats[2:6] == (1, 2, 4, 96), stats
+    assert stats[2:6] == (1, 2, 4, 256), stats
     assert 0 < stats[1] <= stats[0] <= inside_bytes, (stats, inside_bytes)
     assert enclave.end() == (0, "")
 

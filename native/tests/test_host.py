@@ -179,10 +179,10 @@ def check_whole_path(binary: str) -> None:
 def outside_program() -> tuple[bytes, bytes]:
     """The linear program for the outside, and its constants."""
     program, slices = linear_program()
-    # slot_bytes is 0, and a slice starts at a multiple of 16
+    # slot_bytes is 0, and a slice starts at a multiple of 64
     program = program[:40] + words(0) + program[44:]
     at = program.index(words(2, 2, 64, 0xFFFFFFFF, 80)) + 16
-    return program[:at] + words(32) + program[at + 4 :], slices[0] + bytes(8) + slices[1] + bytes(8)
+    return program[:at] + words(64) + program[at + 4 :], slices[0] + slices[1]
 
 
 def check_outside(binary: str) -> None:

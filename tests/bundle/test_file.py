@@ -157,7 +157,8 @@ def test_two_bundles_of_one_model_share_no_sealed_bytes(sample, written, device,
 
 def test_inside_weights_are_not_in_the_file(sample, data):
     for weights in sample.inside_weights:
-        assert all(weights[i : i + 8] not in data for i in range(0, len(weights) - 8, 8))
+        words = (weights[i : i + 8] for i in range(0, len(weights) - 8, 8))
+        assert all(word not in data for word in words if word.count(0) < 5)  # packed weights are padded with zeros
 
 
 def test_bundle_with_nothing_inside_has_no_recipients(tmp_path):

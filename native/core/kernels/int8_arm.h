@@ -10,8 +10,8 @@
 
 #include "int8.h"
 
-#define CL_TILE_ROWS 4u /* positions whose sums are kept in registers */
-#define CL_QUADS 4u     /* registers of sums for one position and block */
+#define CL_TILE_ROWS 4u /* positions whose sums are kept in registers, at most */
+#define CL_QUADS 4u     /* four units each, of a block */
 
 /* Some positions and one block. */
 typedef struct cl_tile {
@@ -101,10 +101,10 @@ CL_INLINE void cl_finish_16(const cl_product *p, uint64_t out, uint32_t unit,
              vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
-/* Take all positions for one block, in tiles of CL_TILE_ROWS and of one.
+/* Take all positions for one block, in tiles of `size` and of one.
  * In: run: adds up n positions of the tile, a constant. */
 CL_INLINE void
-cl_each_tile(const cl_product *p, cl_tile *tile,
+cl_each_tile(const cl_product *p, cl_tile *tile, uint32_t size,
              void (*run)(const cl_product *p, const cl_tile *tile, uint32_t n))
 {
     uint64_t n_positions = (uint64_t)p->n_rows * p->n_cols;
@@ -118,8 +118,8 @@ cl_each_tile(const cl_product *p, cl_tile *tile,
             col = 0;
             row++;
         }
-        if (n == CL_TILE_ROWS) {
-            run(p, tile, CL_TILE_ROWS);
+        if (n == size) {
+            run(p, tile, size);
             n = 0;
         }
     }

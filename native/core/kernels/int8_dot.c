@@ -103,7 +103,7 @@ static void multiply(const cl_product *p)
     for (uint32_t unit = 0; unit < p->n_units; unit += CL_BLOCK) {
         cl_tile tile;
         cl_tile_start(p, &tile, unit);
-        cl_each_tile(p, &tile, run_tile);
+        cl_each_tile(p, &tile, CL_TILE_ROWS, run_tile);
     }
 }
 

@@ -3,13 +3,18 @@
  * 64-bit Arm without more than NEON: two products are added in 16 bits, which
  * hold them since no weight is -128 (2 * 128 * 127), then pairs in 32 bits.
  */
+#if !defined(__clang__)
+/* Moving loads up needs more registers than there are: sums went to memory. */
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
 #include "int8.h"
 
 #if defined(__aarch64__)
 
 #include "int8_arm.h"
 
-#define PAIRS 2u /* quads at a time: two registers of pairs for each */
+#define SIZE 2u /* positions at a time: two registers for each of four quads */
 
 /* Sums of four units, each in two parts side by side. */
 typedef struct halves {
@@ -30,106 +35,98 @@ CL_INLINE void add_taps(halves *sum, int8x16_t w0, int8x16_t x0, int8x16_t w1,
     sum->high = vpadalq_s16(sum->high, high);
 }
 
-CL_INLINE int8x16_t repeated(int32x4_t taps, int lane)
+/* Eight taps. In: step: from four taps' weights to the next four's. */
+CL_INLINE void add_8(halves (*sums)[CL_QUADS], const uint8_t *const *x,
+                     const int8_t *w, uint64_t step, uint64_t x_at, uint32_t n,
+                     uint32_t n_quads)
 {
-    int32x4_t four = lane == 0   ? vdupq_laneq_s32(taps, 0)
-                     : lane == 1 ? vdupq_laneq_s32(taps, 1)
-                     : lane == 2 ? vdupq_laneq_s32(taps, 2)
-                                 : vdupq_laneq_s32(taps, 3);
-    return vreinterpretq_s8_s32(four);
-}
-
-/* Sixteen taps. */
-CL_INLINE void add_16(halves (*sums)[PAIRS], const cl_tile *tile,
-                      const int8_t *w, uint64_t x_at, uint32_t n,
-                      uint32_t n_quads)
-{
-    uint64_t step = 4 * (uint64_t)tile->width;
-    CL_UNROLL for (int k = 0; k < 4; k += 2, w += 2 * step) {
-        int8x16_t w0[PAIRS], w1[PAIRS];
-        CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
-            w0[q] = vld1q_s8(w + 16 * q);
-            w1[q] = vld1q_s8(w + step + 16 * q);
-        }
+    int8x16_t x0[SIZE], x1[SIZE];
+    CL_UNROLL for (uint32_t i = 0; i < n; i++) {
+        int32x2_t taps = vreinterpret_s32_u8(vld1_u8(x[i] + x_at));
+        x0[i] = vreinterpretq_s8_s32(vdupq_lane_s32(taps, 0));
+        x1[i] = vreinterpretq_s8_s32(vdupq_lane_s32(taps, 1));
+    }
+    CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
+        int8x16_t w0 = vld1q_s8(w + 16 * q);
+        int8x16_t w1 = vld1q_s8(w + step + 16 * q);
         CL_UNROLL for (uint32_t i = 0; i < n; i++) {
-            int32x4_t x = cl_load_i32x4(tile->x[i] + x_at);
-            int8x16_t x0 = repeated(x, k), x1 = repeated(x, k + 1);
-            CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
-                add_taps(&sums[i][q], w0[q], x0, w1[q], x1, true);
-            }
+            add_taps(&sums[i][q], w0, x0[i], w1, x1[i], true);
         }
     }
 }
 
-CL_INLINE void add_4(halves (*sums)[PAIRS], const cl_tile *tile,
+CL_INLINE void add_4(halves (*sums)[CL_QUADS], const uint8_t *const *x,
                      const int8_t *w, uint64_t x_at, uint32_t n,
                      uint32_t n_quads)
 {
     CL_UNROLL for (uint32_t i = 0; i < n; i++) {
-        int8x16_t x = vreinterpretq_s8_u32(
-            vdupq_n_u32(cl_load_u32(tile->x[i] + x_at)));
+        int8x16_t taps =
+            vreinterpretq_s8_u32(vdupq_n_u32(cl_load_u32(x[i] + x_at)));
         CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
             int8x16_t v = vld1q_s8(w + 16 * q);
-            add_taps(&sums[i][q], v, x, v, x, false);
+            add_taps(&sums[i][q], v, taps, v, taps, false);
         }
     }
 }
 
-CL_INLINE void add_runs(const cl_product *p, halves (*sums)[PAIRS],
-                        const cl_tile *tile, const int8_t *w, uint32_t n,
-                        uint32_t n_quads)
+CL_INLINE void add_runs(const cl_product *p, halves (*sums)[CL_QUADS],
+                        const cl_tile *tile, const int8_t *w, uint64_t step,
+                        uint32_t n, uint32_t n_quads)
 {
-    uint64_t step = 4 * (uint64_t)tile->width;
+    const uint8_t *x[SIZE];
+    CL_UNROLL for (uint32_t i = 0; i < n; i++) {
+        x[i] = tile->x[i];
+    }
     for (uint32_t r = 0; r < p->n_runs; r++) {
         uint64_t at = r * p->run_step, end = at + p->run_bytes;
-        for (; at + 16 <= end; at += 16, w += 4 * step) {
-            add_16(sums, tile, w, at, n, n_quads);
+        for (; at + 8 <= end; at += 8, w += 2 * step) {
+            add_8(sums, x, w, step, at, n, n_quads);
         }
-        for (; at < end; at += 4, w += step) {
-            add_4(sums, tile, w, at, n, n_quads);
+        if (at < end) {
+            add_4(sums, x, w, at, n, n_quads);
+            w += step;
         }
     }
 }
 
+/* Some quads of a block from `first` on: all four, or one of a narrow block. */
 CL_INLINE void run(const cl_product *p, const cl_tile *tile, uint32_t n,
-                   uint32_t first_quad, uint32_t n_quads,
-                   int32x4_t (*all)[CL_QUADS])
+                   uint32_t first, uint32_t n_quads, uint64_t step)
 {
-    halves sums[CL_TILE_ROWS][PAIRS];
+    halves sums[SIZE][CL_QUADS];
+    bool whole = n_quads == CL_QUADS && !p->to_float &&
+                 p->n_units - tile->unit >= CL_BLOCK;
     CL_UNROLL for (uint32_t i = 0; i < n; i++) {
         CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
             sums[i][q] = (halves){vdupq_n_s32(0), vdupq_n_s32(0)};
         }
     }
-    add_runs(p, sums, tile, tile->w + 16 * first_quad, n, n_quads);
+    add_runs(p, sums, tile, tile->w + 16 * first, step, n, n_quads);
     CL_UNROLL for (uint32_t i = 0; i < n; i++) {
+        int32x4_t all[CL_QUADS];
         CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
-            all[i][first_quad + q] =
-                vaddq_s32(vpaddq_s32(sums[i][q].low, sums[i][q].high),
-                          tile->start[first_quad + q]);
+            all[q] = vaddq_s32(vpaddq_s32(sums[i][q].low, sums[i][q].high),
+                               tile->start[first + q]);
+        }
+        if (whole) {
+            cl_finish_16(p, tile->out[i], tile->unit, all);
+            continue;
+        }
+        for (uint32_t q = 0; q < n_quads; q++) {
+            cl_finish_4(p, tile->out[i], tile->unit + 4 * (first + q),
+                        all[q]);
         }
     }
 }
 
 CL_INLINE void run_tile(const cl_product *p, const cl_tile *tile, uint32_t n)
 {
-    int32x4_t sums[CL_TILE_ROWS][CL_QUADS];
-    uint32_t n_quads = tile->width / 4, q = 0;
-    bool whole = !p->to_float && p->n_units - tile->unit >= CL_BLOCK;
-    for (; q + PAIRS <= n_quads; q += PAIRS) {
-        run(p, tile, n, q, PAIRS, sums);
+    if (tile->width == CL_BLOCK) {
+        run(p, tile, n, 0, CL_QUADS, 4 * CL_BLOCK);
+        return;
     }
-    for (; q < n_quads; q++) {
-        run(p, tile, n, q, 1, sums);
-    }
-    CL_UNROLL for (uint32_t i = 0; i < n; i++) {
-        if (whole) {
-            cl_finish_16(p, tile->out[i], tile->unit, sums[i]);
-            continue;
-        }
-        for (q = 0; q < n_quads; q++) {
-            cl_finish_4(p, tile->out[i], tile->unit + 4 * q, sums[i][q]);
-        }
+    for (uint32_t q = 0; q < tile->width / 4; q++) {
+        run(p, tile, n, q, 1, 4 * (uint64_t)tile->width);
     }
 }
 
@@ -138,7 +135,7 @@ static void multiply(const cl_product *p)
     for (uint32_t unit = 0; unit < p->n_units; unit += CL_BLOCK) {
         cl_tile tile;
         cl_tile_start(p, &tile, unit);
-        cl_each_tile(p, &tile, run_tile);
+        cl_each_tile(p, &tile, SIZE, run_tile);
     }
 }
 
