@@ -129,7 +129,7 @@ def small_model():
 def test_every_word_of_a_small_program_is_as_specified():
     graph = small_model()
     got = decode(build_inside(graph, (strategies.whole(graph),), budget_bytes=None, slicing="auto").data)
-    # x 30 bytes, h 9, y 8; scratch of 2 lines of 8 taps of 2 bytes, 35, and of 12 bytes, of which one is live at a time.
+    # x 30 bytes, h 9, y 8; scratch of 2 lines of 8 taps of 2 bytes and 3 more, and of 12 bytes, one live at a time.
     x, h, flat, y = (record[0] for record in got.tensors)
     assert got.tensors == [
         (x, 1, 3, 5, 2, 2**32 - 3),
@@ -212,7 +212,7 @@ def test_slices_hold_the_constants_in_the_specified_order():
     numbers = (0.5, 0.25, 2, 0, 7, -8, 9, 0, 66, 210, 354, 0)
     assert conv.data == struct.pack("<64b4f8i", *packed, *numbers)
     ones = [[int(u < 2 and k + i < 9) for i in range(4)] for k in range(0, 12, 4) for u in range(4)]
-    assert dense.data == struct.pack("<48b4f8i", *sum(ones, []), 1, 1, 0, 0, 1, 2, 0, 0, 9, 9, 0, 0)
+    assert dense.data == struct.pack("<48b4f8i", *itertools.chain(*ones), 1, 1, 0, 0, 1, 2, 0, 0, 9, 9, 0, 0)
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     op = linear("x", "y", weight, np.array([10, 20], np.float32))
     wide = graph_of([tensor("x", "float32", 3), tensor("y", "float32", 2)], [op])
@@ -318,7 +318,10 @@ def unpack(op, data: bytes, first: int, n: int) -> list[np.ndarray]:
         packed = k // row * up(row, 4) + k % row
         where = k * n + unit if depthwise else start + packed // 4 * 4 * wide + place * 4 + packed % 4
         weight[unit, k] = np.int8(data[where] - 256 * (data[where] > 127))
-    rest = [np.frombuffer(data[at * n_taps :], dtype)[i * at : (i + 1) * at] for i, dtype in enumerate(("<f4", "<i4", "<i4"))]
+    rest = [
+        np.frombuffer(data[at * n_taps :], dtype)[i * at : (i + 1) * at]
+        for i, dtype in enumerate(("<f4", "<i4", "<i4"))
+    ]
     multiplier, bias, total = (column[[columns[first + u] for u in range(n)]] for column in rest)
     np.testing.assert_array_equal(total, weight.sum(axis=1, dtype=np.int64))
     assert len(data) == at * (n_taps + 12)

@@ -28,7 +28,7 @@ def is_depthwise(op: Conv) -> bool:
 
 def packed_taps(op: Conv) -> int:
     """Weights of one unit as packed: each row of the window rounded up to a multiple of 4."""
-    _, height, width, n_channels = op.weight.shape
+    height, width, n_channels = map(int, op.weight.shape[1:])
     return height * width if is_depthwise(op) else height * up4(width * n_channels)
 
 
@@ -81,7 +81,7 @@ def strip_bytes(op: Conv, output: Tensor) -> int:
         return 0
     out_h, out_w, _ = output.hwc
     n_rows = min(out_h, -(-_POSITIONS // out_w))
-    (height, width, n_channels), shared = op.weight.shape[1:], [False, False]
+    (height, width, n_channels), shared = map(int, op.weight.shape[1:]), [False, False]
     for axis, taps in enumerate((height, width)):
         shared[axis] = op.dilation[axis] == 1 and op.stride[axis] < taps
     row_lines = op.stride[0] if shared[0] else height
