@@ -6,82 +6,103 @@
 #include "conv.h"
 #include "kernels.h"
 
-#define CHANNELS 64u /* at a time */
+#define CHANNELS 32u /* at a time: their sums fit in registers */
 
-CL_HOT static void add_tap(int32_t *sums, const int8_t *x, const int8_t *w,
-                           uint32_t n, int16_t zero)
-{
-    for (uint32_t c = 0; c < n; c++) {
-        int16_t value = (int16_t)(x[c] - zero);
-        sums[c] += value * w[c];
-    }
-}
+/* One slice, its parts found. */
+typedef struct depthwise {
+    const cl_op *op;
+    const int8_t *in; /* the slice's first channel */
+    const int8_t *weights;
+    const uint8_t *multipliers;
+    const uint8_t *biases;
+    uint32_t n_units;
+    uint8_t *out; /* the slice's first unit of the first position */
+} depthwise;
 
-/* The sums of n channels from first_unit + column on, for one position. */
-static void sum_taps(const cl_op *op, const cl_slice *slice, int32_t *sums,
-                     const int8_t *in, const int8_t *weights, uint32_t position,
-                     uint32_t column, uint32_t n)
+/* Sums of n channels from c on. */
+CL_INLINE void add_taps(const depthwise *d, int32_t *sums,
+                        const cl_patch *patch, uint32_t c, uint32_t n)
 {
-    cl_patch patch = cl_patch_of(op, position);
-    uint32_t channel = slice->first_unit + column;
-    for (uint32_t ky = patch.rows.k0; ky < patch.rows.k1; ky++) {
-        for (uint32_t kx = patch.cols.k0; kx < patch.cols.k1; kx++) {
+    const cl_op *op = d->op;
+    int16_t zero = (int16_t)op->in.zero;
+    for (uint32_t ky = patch->rows.k0; ky < patch->rows.k1; ky++) {
+        for (uint32_t kx = patch->cols.k0; kx < patch->cols.k1; kx++) {
             uint64_t tap = (uint64_t)ky * op->window.kw + kx;
-            add_tap(sums, in + cl_tap_index(op, &patch, ky, kx, channel),
-                    weights + tap * slice->n_units + column, n,
-                    (int16_t)op->in.zero);
+            const int8_t *w = d->weights + tap * d->n_units + c;
+            const int8_t *x = d->in + cl_tap_index(op, patch, ky, kx, c);
+            for (uint32_t i = 0; i < n; i++) {
+                int16_t value = (int16_t)(x[i] - zero);
+                sums[i] += value * w[i];
+            }
         }
     }
 }
 
-/* Results of n channels. In: numbers: multipliers, biases of the slice. */
-CL_HOT static void finish_i8(const cl_op *op, int8_t *out, const int32_t *sums,
-                             const uint8_t *multipliers, const uint8_t *biases,
-                             uint32_t n)
+CL_INLINE float value_of(const depthwise *d, int32_t sum, uint64_t unit)
 {
-    float lo = op->lo, hi = op->hi;
-    int32_t zero = op->zero;
-    for (uint32_t c = 0; c < n; c++) {
-        uint32_t sum = (uint32_t)sums[c] + cl_load_u32(biases + 4 * c);
-        float value = (float)cl_as_i32(sum) * cl_load_f32(multipliers + 4 * c);
-        out[c] = cl_quantize(value, lo, hi, zero);
-    }
+    uint32_t wrapped = (uint32_t)sum + cl_load_u32(d->biases + 4 * unit);
+    return (float)cl_as_i32(wrapped) *
+           cl_load_f32(d->multipliers + 4 * unit);
 }
 
-CL_HOT static void finish_f32(const cl_op *op, float *out, const int32_t *sums,
-                              const uint8_t *multipliers,
-                              const uint8_t *biases, uint32_t n)
+/* Results of n channels from c on. */
+CL_INLINE void finish(const depthwise *d, const int32_t *sums,
+                      uint64_t position, uint32_t c, uint32_t n)
 {
-    for (uint32_t c = 0; c < n; c++) {
-        uint32_t sum = (uint32_t)sums[c] + cl_load_u32(biases + 4 * c);
-        float value = (float)cl_as_i32(sum) * cl_load_f32(multipliers + 4 * c);
-        out[c] = cl_clamp(value, op->lo, op->hi);
+    uint64_t at = position * d->op->out.c + c;
+    float lo = d->op->lo, hi = d->op->hi;
+    int32_t zero = d->op->zero;
+    if (d->op->out.dtype == CL_FLOAT32) {
+        for (uint32_t i = 0; i < n; i++) {
+            float value = value_of(d, sums[i], c + i);
+            cl_store_f32(d->out + 4 * (at + i), cl_clamp(value, lo, hi));
+        }
+        return;
+    }
+    int8_t results[CHANNELS];
+    for (uint32_t i = 0; i < n; i++) {
+        results[i] = cl_quantize(value_of(d, sums[i], c + i), lo, hi, zero);
+    }
+    memcpy(d->out + at, results, n);
+}
+
+CL_INLINE void block(const depthwise *d, const cl_patch *patch,
+                     uint64_t position, uint32_t c, uint32_t n)
+{
+    int32_t sums[CHANNELS] = {0};
+    add_taps(d, sums, patch, c, n);
+    finish(d, sums, position, c, n);
+}
+
+CL_HOT static void run_position(const depthwise *d, const cl_patch *patch,
+                                uint64_t position)
+{
+    uint32_t c = 0;
+    for (; d->n_units - c >= CHANNELS; c += CHANNELS) {
+        block(d, patch, position, c, CHANNELS);
+    }
+    if (c < d->n_units) {
+        block(d, patch, position, c, d->n_units - c);
     }
 }
 
 void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
                        const uint8_t *data, uint8_t *arena)
 {
-    uint64_t n_positions = cl_positions(&op->out);
-    uint64_t n_taps = cl_conv_taps(op);
-    const uint8_t *numbers = data + n_taps * slice->n_units;
-    for (uint32_t c = 0; c < slice->n_units; c += CHANNELS) {
-        uint32_t left = slice->n_units - c;
-        uint32_t n = left < CHANNELS ? left : CHANNELS;
-        const uint8_t *m = numbers + 4 * (uint64_t)c;
-        const uint8_t *biases = m + 4 * (uint64_t)slice->n_units;
-        for (uint64_t i = 0; i < n_positions; i++) {
-            int32_t sums[CHANNELS] = {0};
-            uint64_t at = i * op->out.c + slice->first_unit + c;
-            sum_taps(op, slice, sums, cl_at_i8(arena, &op->in),
-                     (const int8_t *)data, (uint32_t)i, c, n);
-            if (op->out.dtype == CL_INT8) {
-                finish_i8(op, cl_at_i8(arena, &op->out) + at, sums, m, biases,
-                          n);
-            } else {
-                finish_f32(op, cl_at_f32(arena, &op->out) + at, sums, m,
-                           biases, n);
-            }
-        }
+    uint64_t item = op->out.dtype == CL_FLOAT32 ? 4 : 1;
+    uint64_t n_positions = cl_positions(&op->out), n = slice->n_units;
+    const uint8_t *numbers = data + cl_conv_taps(op) * n;
+    const depthwise d = {
+        .op = op,
+        .in = cl_at_i8(arena, &op->in) + slice->first_unit,
+        .weights = (const int8_t *)data,
+        .multipliers = numbers,
+        .biases = numbers + 4 * n,
+        .n_units = slice->n_units,
+        .out = arena + op->out.offset + item * slice->first_unit,
+    };
+    for (uint64_t i = 0; i < n_positions; i++) {
+        cl_patch patch = cl_patch_of(op, (uint32_t)i);
+        run_position(&d, &patch, i);
     }
 }

@@ -95,32 +95,42 @@ void cl_affine(const cl_op *op, const cl_slice *slice, const uint8_t *data,
 
 /* ---- Copy -------------------------------------------------------------- */
 
-static void copy_i8_i8(const cl_op *op, const int8_t *x, int8_t *out)
+CL_HOT static void copy_i8_i8(const cl_op *op, const int8_t *x, int8_t *out)
 {
-    for (uint32_t i = 0; i < op->inner; i++) {
-        out[i] = cl_quantize((float)(x[i] - op->in.zero) * op->m, op->lo,
-                             op->hi, op->zero);
+    uint32_t n = op->inner;
+    int32_t zx = op->in.zero, zero = op->zero;
+    float m = op->m, lo = op->lo, hi = op->hi;
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = cl_quantize((float)(x[i] - zx) * m, lo, hi, zero);
     }
 }
 
-static void copy_i8_f32(const cl_op *op, const int8_t *x, float *out)
+CL_HOT static void copy_i8_f32(const cl_op *op, const int8_t *x, float *out)
 {
-    for (uint32_t i = 0; i < op->inner; i++) {
-        out[i] = cl_clamp((float)(x[i] - op->in.zero) * op->m, op->lo, op->hi);
+    uint32_t n = op->inner;
+    int32_t zx = op->in.zero;
+    float m = op->m, lo = op->lo, hi = op->hi;
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = cl_clamp((float)(x[i] - zx) * m, lo, hi);
     }
 }
 
-static void copy_f32_i8(const cl_op *op, const float *x, int8_t *out)
+CL_HOT static void copy_f32_i8(const cl_op *op, const float *x, int8_t *out)
 {
-    for (uint32_t i = 0; i < op->inner; i++) {
-        out[i] = cl_quantize(x[i] * op->m, op->lo, op->hi, op->zero);
+    uint32_t n = op->inner;
+    int32_t zero = op->zero;
+    float m = op->m, lo = op->lo, hi = op->hi;
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = cl_quantize(x[i] * m, lo, hi, zero);
     }
 }
 
-static void copy_f32_f32(const cl_op *op, const float *x, float *out)
+CL_HOT static void copy_f32_f32(const cl_op *op, const float *x, float *out)
 {
-    for (uint32_t i = 0; i < op->inner; i++) {
-        out[i] = cl_clamp(x[i] * op->m, op->lo, op->hi);
+    uint32_t n = op->inner;
+    float m = op->m, lo = op->lo, hi = op->hi;
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = cl_clamp(x[i] * m, lo, hi);
     }
 }
 

@@ -37,14 +37,23 @@ static uint64_t index_of(const cl_op *op, int64_t y, int64_t x)
 
 /* ---- Maximum ----------------------------------------------------------- */
 
-CL_HOT static void raise_i8(int8_t *best, const int8_t *x, uint32_t n)
+CL_HOT static void raise_i8(int8_t *restrict best, const int8_t *restrict x,
+                            uint32_t n)
 {
     for (uint32_t c = 0; c < n; c++) {
         best[c] = x[c] > best[c] ? x[c] : best[c];
     }
 }
 
-CL_HOT static void raise_f32(float *best, const float *x, uint32_t n)
+CL_HOT static void lower_i8(int8_t *out, uint32_t n, int8_t hi)
+{
+    for (uint32_t c = 0; c < n; c++) {
+        out[c] = out[c] < hi ? out[c] : hi;
+    }
+}
+
+CL_HOT static void raise_f32(float *restrict best, const float *restrict x,
+                             uint32_t n)
 {
     for (uint32_t c = 0; c < n; c++) {
         best[c] = x[c] > best[c] ? x[c] : best[c];
@@ -62,9 +71,7 @@ static void max_i8(const cl_op *op, const taps *t, const int8_t *in,
             raise_i8(out, in + index_of(op, y, x), op->out.c);
         }
     }
-    for (uint32_t c = 0; c < op->out.c; c++) {
-        out[c] = out[c] < hi ? out[c] : hi;
-    }
+    lower_i8(out, op->out.c, hi);
 }
 
 static void max_f32(const cl_op *op, const taps *t, const float *in,
@@ -102,15 +109,16 @@ void cl_max_pool(const cl_op *op, uint8_t *arena)
 
 /* ---- Average ----------------------------------------------------------- */
 
-CL_HOT static void sum_i8(int32_t *sums, const int8_t *x, uint32_t n,
-                          int32_t zero)
+CL_HOT static void sum_i8(int32_t *restrict sums, const int8_t *restrict x,
+                          uint32_t n, int32_t zero)
 {
     for (uint32_t c = 0; c < n; c++) {
         sums[c] += x[c] - zero;
     }
 }
 
-CL_HOT static void sum_f32(float *sums, const float *x, uint32_t n)
+CL_HOT static void sum_f32(float *restrict sums, const float *restrict x,
+                           uint32_t n)
 {
     for (uint32_t c = 0; c < n; c++) {
         sums[c] += x[c];

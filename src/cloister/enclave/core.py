@@ -119,6 +119,7 @@ class OutsideProgram:
             *(_pointer(self._constants), len(constants)),
         )
         self._check(status, BundleError, "the outside program was refused")
+        self._base = _pointer(self._memory)
         self.stages = read_stages(program)
 
     def run(self, stage: int, payload: _Bytes) -> _Bytes:
@@ -145,7 +146,7 @@ class OutsideProgram:
         result = np.empty((len(payload), sizes.out_bytes), dtype=np.uint8)
         if len(payload):
             ends = (_pointer(payload), payload.nbytes, _pointer(result), result.nbytes)
-            status = self._library.cl_core_run(_pointer(self._memory), stage, len(payload), *ends)
+            status = self._library.cl_core_run(self._base, stage, len(payload), *ends)
             self._check(status, ProtocolError, f"stage {stage} failed")
         return result
 
@@ -202,4 +203,4 @@ def _allocate(n_bytes: int) -> _Bytes:
 
 
 def _pointer(array: _Bytes) -> int:
-    return int(array.ctypes.data)
+    return int(array.__array_interface__["data"][0])  # a third of the time of array.ctypes.data
