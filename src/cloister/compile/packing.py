@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cloister.compile.ir import Conv, Tensor
 
-__all__ = ["is_depthwise", "pack_units", "packed_taps", "strip_bytes", "up4"]
+__all__ = ["gathered_elements", "is_depthwise", "pack_units", "packed_taps", "strip_bytes", "up4"]
 
 #: Units side by side, and output positions that a kernel wants at a time.
 _BLOCK = 16
@@ -79,8 +79,8 @@ def strip_bytes(op: Conv, output: Tensor) -> int:
     """Bytes of scratch of an int8 convolution: the input lines of some rows of its output, padding filled in."""
     if is_depthwise(op):
         return 0
-    out_h, out_w, _ = output.hwc
-    n_rows = min(out_h, -(-_POSITIONS // out_w))
+    _, out_w, _ = output.hwc
+    n_rows = _strip_rows(output)
     (height, width, n_channels), shared = map(int, op.weight.shape[1:]), [False, False]
     for axis, taps in enumerate((height, width)):
         shared[axis] = op.dilation[axis] == 1 and op.stride[axis] < taps
@@ -89,6 +89,20 @@ def strip_bytes(op: Conv, output: Tensor) -> int:
     n_lines = (n_rows - 1) * row_lines + height
     line_taps = -(-((out_w - 1) * col_taps + width) // col_taps) * col_taps
     return n_lines * line_taps * n_channels + 3
+
+
+def _strip_rows(output: Tensor) -> int:
+    """Rows of an int8 convolution's output that are computed from one strip."""
+    height, width, _ = output.hwc
+    return min(height, -(-_POSITIONS // width))
+
+
+def gathered_elements(op: Conv, output: Tensor) -> int:
+    """Elements that a slice of a convolution copies into its scratch, over all positions."""
+    height, width, _ = output.hwc
+    if op.multiplier is None:
+        return height * width * int(op.weight[0].size)
+    return -(-height // _strip_rows(output)) * strip_bytes(op, output)
 
 
 def up4(n: int) -> int:

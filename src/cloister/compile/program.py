@@ -33,6 +33,7 @@ from cloister.compile.ir import (
     Tensor,
 )
 from cloister.compile.memory import MemoryPlan, plan_memory
+from cloister.compile.packing import gathered_elements
 from cloister.compile.slicing import Block, Piece, check_limits, find_blocks, split_blocks
 from cloister.errors import PlanError
 
@@ -207,12 +208,11 @@ class _Lowered:
         )
 
     def _gathered(self) -> tuple[int, ...]:
-        """Elements that a slice of each block gathers: for every output position the taps of one unit."""
+        """Elements that a slice of each block copies into the scratch, over all output positions."""
         gathered = [0] * len(self.blocks)
         for op, block in self.block_of.items():
             if isinstance(op, Conv):
-                height, width, _ = self.graph.tensors[op.output].hwc
-                gathered[block] += height * width * op.weight[0].size
+                gathered[block] += gathered_elements(op, self.graph.tensors[op.output])
         return tuple(gathered)
 
     def _n_bytes(self, names: Iterable[str]) -> int:
