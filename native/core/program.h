@@ -17,9 +17,9 @@
 #define CL_MAX_LANES 64u
 #define CL_STREAMED 0xFFFFFFFFu
 #define CL_SEAL_BYTES 16u
-#define CL_TILE 8u       /* positions that a float32 conv gathers at a time */
-#define CL_POSITIONS 32u /* positions that an int8 conv wants at a time */
-#define CL_BLOCK 16u     /* units side by side in packed weights */
+#define CL_TILE 8u        /* positions that a float32 conv gathers at a time */
+#define CL_POSITIONS 128u /* positions that an int8 conv wants at a time */
+#define CL_BLOCK 16u      /* units side by side in packed weights */
 
 typedef enum cl_side { CL_INSIDE, CL_OUTSIDE } cl_side;
 

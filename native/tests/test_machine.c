@@ -66,7 +66,7 @@ static shape draw_shape(uint32_t *seed)
     s.p = below(seed, 3);
     s.d = 1 + below(seed, 2);
     s.oh = 1 + below(seed, 6);
-    s.ow = 1 + below(seed, 6);
+    s.ow = 1 + below(seed, below(seed, 4) == 0 ? 40 : 6);
     return s;
 }
 
@@ -101,7 +101,7 @@ static uint32_t packed_units(const shape *s, uint32_t first, uint32_t n)
 /* Bytes of scratch by the specification. */
 static uint32_t strip_bytes(const shape *s)
 {
-    uint32_t rows = (32 + s->ow - 1) / s->ow;
+    uint32_t rows = (128 + s->ow - 1) / s->ow;
     uint32_t step = s->d == 1 && s->s < s->k ? s->s : s->k;
     rows = rows < s->oh ? rows : s->oh;
     uint32_t lines = (rows - 1) * step + s->k;
@@ -197,7 +197,7 @@ static void test_conv_int8(uint32_t *seed, uint32_t out_type)
     uint32_t n_slices = 1 + below(seed, s.oc < 4 ? s.oc : 4);
     uint32_t k = taps_of(&s);
     int8_t x[7 * 7 * 15], w[36 * 9 * 15];
-    float m[36], out[6 * 6 * 36];
+    float m[36], out[6 * 40 * 36];
     int32_t bias[36];
     uint32_t bytes = conv_program(&a, &s, 1, out_type, zin,
                                   out_type == 1 ? zout : 0, n_slices);
@@ -242,7 +242,7 @@ static void test_conv_float32(uint32_t *seed)
     assembly a = {0};
     uint32_t n_slices = 1 + below(seed, s.oc < 4 ? s.oc : 4);
     uint32_t k = taps_of(&s);
-    float x[7 * 7 * 15], w[36 * 9 * 15], bias[36], out[6 * 6 * 36];
+    float x[7 * 7 * 15], w[36 * 9 * 15], bias[36], out[6 * 40 * 36];
     uint32_t bytes = conv_program(&a, &s, 2, 2, 0, 0, n_slices);
     uint8_t *constants = calloc(1, bytes);
     for (uint32_t i = 0; i < s.h * s.w * s.c; i++) {

@@ -68,7 +68,7 @@ def scratch_need(graph, op) -> int:
     if op.multiplier is None:
         return min(8, height * width) * op.weight[0].size * 4
     apart = [s if d == 1 and s < k else k for s, d, k in zip(op.stride, op.dilation, taps, strict=True)]
-    lines = (min(height, math.ceil(32 / width)) - 1) * apart[0] + taps[0]
+    lines = (min(height, math.ceil(128 / width)) - 1) * apart[0] + taps[0]
     columns = math.ceil(((width - 1) * apart[1] + taps[1]) / apart[1]) * apart[1]
     return lines * columns * op.weight.shape[3] + 3
 

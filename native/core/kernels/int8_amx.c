@@ -103,13 +103,16 @@ TARGET CL_INLINE void finish(const cl_product *p, const cut *c,
                              const int32_t *sums, uint32_t unit, uint32_t row,
                              uint32_t col)
 {
-    cl_scale scale = cl_scale_16(p, unit);
-    __m512i start = cl_start_16(p, unit);
-    for (uint32_t i = 0; i < c->n_rows; i++) {
-        uint64_t at = cl_out_at(p, row, col + i);
+    const cl_scale scale = cl_scale_16(p, unit);
+    const __m512i start = cl_start_16(p, unit);
+    uint64_t next = cl_out_at(p, row, col), step = p->out_step;
+    uint32_t n = c->n_rows;
+    bool joined = p->wrap != p->n_cols;
+    for (uint32_t i = 0; i < n; i++, next += step) {
+        uint64_t at = joined ? cl_out_at(p, row, col + i) : next;
         if (at != CL_MAX_U64) {
             __m512i sum = _mm512_loadu_si512(sums + CL_BLOCK * i);
-            cl_finish_512(p, &scale, at, _mm512_add_epi32(sum, start));
+            cl_finish_512(&scale, at, _mm512_add_epi32(sum, start));
         }
     }
 }

@@ -70,7 +70,7 @@ TARGET CL_INLINE void run(const cl_product *p, const tile *t, uint32_t n,
         CL_UNROLL for (uint32_t i = 0; i < n; i++) {
             uint64_t at = cl_out_at(p, t->row, t->col + i);
             if (at != CL_MAX_U64) {
-                cl_finish_512(p, &scale, at, sums[i][b]);
+                cl_finish_512(&scale, at, sums[i][b]);
             }
         }
     }

@@ -16,11 +16,14 @@
 /* All positions, for the units from `unit` on, a multiple of CL_BLOCK. */
 void cl_avx512_units(const cl_product *p, uint32_t unit);
 
-/* What results need beside their sums. */
+/* What results of a block need beside their sums; kept in registers, since a
+ * store of bytes could change anything in memory. */
 typedef struct cl_scale {
-    uint32_t unit;
+    uint8_t *out; /* the block's first unit of the first position */
+    bool to_float;
     __mmask16 mask; /* units that there are */
-    __m512 multiplier;
+    __m512 multiplier, lo, hi;
+    __m512i zero;
 } cl_scale;
 
 CL_AVX512_TARGET CL_INLINE __mmask16 cl_mask_16(uint32_t n)
@@ -45,28 +48,37 @@ CL_AVX512_TARGET CL_INLINE cl_scale cl_scale_16(const cl_product *p,
 {
     __mmask16 mask = cl_mask_16(p->n_units - unit);
     const uint8_t *at = p->multipliers + 4 * (uint64_t)unit;
-    return (cl_scale){unit, mask, _mm512_maskz_loadu_ps(mask, at)};
+    return (cl_scale){
+        .out = p->out + (p->to_float ? 4 * (uint64_t)unit : unit),
+        .to_float = p->to_float,
+        .mask = mask,
+        .multiplier = _mm512_maskz_loadu_ps(mask, at),
+        .lo = _mm512_set1_ps(p->lo),
+        .hi = _mm512_set1_ps(p->hi),
+        .zero = _mm512_set1_epi32(p->zero),
+    };
 }
 
 /* The results of one position and one block. The order of operands makes a
  * NaN and zeros clamp as cl_clamp does. */
-CL_AVX512_TARGET CL_INLINE void cl_finish_512(const cl_product *p,
-                                              const cl_scale *scale,
-                                              uint64_t at, __m512i sums)
+CL_AVX512_TARGET CL_INLINE void cl_finish_512(const cl_scale *s, uint64_t at,
+                                              __m512i sums)
 {
-    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale->multiplier);
-    value = _mm512_max_ps(value, _mm512_set1_ps(p->lo));
-    value = _mm512_min_ps(value, _mm512_set1_ps(p->hi));
-    if (p->to_float) {
-        _mm512_mask_storeu_ps(p->out + 4 * (at + scale->unit), scale->mask,
-                              value);
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), s->multiplier);
+    value = _mm512_min_ps(_mm512_max_ps(value, s->lo), s->hi);
+    if (s->to_float) {
+        _mm512_mask_storeu_ps(s->out + 4 * at, s->mask, value);
         return;
     }
     __m512i whole = _mm512_cvt_roundps_epi32(
         value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    whole = _mm512_add_epi32(whole, _mm512_set1_epi32(p->zero));
-    _mm512_mask_cvtepi32_storeu_epi8(p->out + at + scale->unit, scale->mask,
-                                     whole);
+    whole = _mm512_add_epi32(whole, s->zero);
+    if (s->mask == 0xFFFF) {
+        _mm_storeu_si128((__m128i *)(void *)(s->out + at),
+                         _mm512_cvtepi32_epi8(whole));
+    } else {
+        _mm512_mask_cvtepi32_storeu_epi8(s->out + at, s->mask, whole);
+    }
 }
 
 /* ---- Eight units at a time --------------------------------------------- */

@@ -17,7 +17,7 @@ __all__ = ["gathered_elements", "is_depthwise", "pack_units", "packed_taps", "st
 
 #: Units side by side, and output positions that a kernel wants at a time.
 _BLOCK = 16
-_POSITIONS = 32
+_POSITIONS = 128
 
 
 def is_depthwise(op: Conv) -> bool:
