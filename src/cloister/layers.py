@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from cloister.compile import ir
+from cloister.compile.slicing import Block
 
 __all__ = ["Layer", "layer_table"]
 
@@ -69,9 +70,7 @@ def _n_units(op: ir.Op) -> int:
 
 
 def _weight_bytes(op: ir.Op) -> int:
-    if isinstance(op, ir.Conv):
-        return op.weight.nbytes + op.bias.nbytes + (0 if op.multiplier is None else op.multiplier.nbytes)
-    return op.slope.nbytes + op.shift.nbytes if isinstance(op, ir.Affine) else 0
+    return Block(layer=op.layer or op.output, op=op).n_bytes if isinstance(op, ir.Conv | ir.Affine) else 0
 
 
 def _multiply_adds(graph: ir.Graph, op: ir.Op) -> int:
