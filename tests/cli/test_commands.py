@@ -446,12 +446,12 @@ def test_train_document(call):
 
 
 def test_train_goes_on_where_it_was_interrupted(call, tmp_path):
-    args = [*TRAIN[:-1], "2000", "-o", "w.safetensors"]
+    args = [*TRAIN[:-1], "100000", "-o", "w.safetensors"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cloister", *args], stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     resume = tmp_path / "w.safetensors.resume"
-    for _ in range(600):
+    for _ in range(1200):
         if resume.exists() or process.poll() is not None:
             break
         time.sleep(0.05)

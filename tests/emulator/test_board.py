@@ -138,7 +138,8 @@ class Board:
         return status, said, self.must("cat /tmp/errors")
 
     def doctor(self):
-        _, said, _ = self.cloister("doctor", "-f", "json")
+        _, said, errors = self.cloister("doctor", "-f", "json")
+        assert said, errors
         return {check["name"]: check for check in json.loads(said)["checks"]}
 
     def put(self, name, data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import lzma
 import os
 import re
 import shutil
@@ -155,6 +154,8 @@ def build_initrd(machine: str, packages: Path, programs: Path, modules: Iterable
 
 
 def _modules(linux: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    import lzma  # a small Python, as on a board, may come without it, and the doctor looks at this package
+
     for name in names:
         found = next(linux.rglob(f"{name}.ko.xz"), None)
         if found is None:
