@@ -141,7 +141,8 @@ class Inside:
 
     def _call_until_done(self, stage: int, n_images: int, images: Parameter, results: Parameter) -> None:
         """The enclave alone says which slices it needs; each answer that is not an error gets it further."""
-        first, resume, before = 0, False, (-1, -1)
+        # What stays is open since the load: showing it again would only copy it.
+        first, resume, before = self.windows.first_streamed, False, (-1, -1)
         while True:
             count, window = self.windows.at(first, self.room_bytes(images, results))
             block = wire.pack_run(stage, n_images, first, count, resume=resume)
@@ -180,6 +181,11 @@ class Windows:
         self._sizes = sealed_slice_bytes(bundle.manifest)
         self._resident = [piece.resident for piece in bundle.manifest.slices]
         self._limit_bytes = bundle.slices.n_bytes if window_bytes is None else window_bytes
+
+    @property
+    def first_streamed(self) -> int:
+        """Index of the first slice that streams; the number of slices if all stay."""
+        return self._resident.index(False) if False in self._resident else len(self._resident)
 
     @property
     def largest_bytes(self) -> int:
