@@ -12,12 +12,13 @@ that do that part alone:
 from __future__ import annotations
 
 import contextlib
+import functools
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -317,22 +318,12 @@ class _Call(NamedTuple):
 
 
 class _CountingEnclave(StreamEnclave):
-    """A session that counts its calls.
+    """A session that counts its calls; `made` are those since it was last emptied."""
 
-    Attributes:
-        made: the calls since it was last emptied.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        store: BinaryIO | None = None,
-        *,
-        store_range: tuple[int, int] = (0, 0),
-        payload_bytes: int = 0,
-    ) -> None:
-        self.made: list[_Call] = []
-        super().__init__(link, store, store_range=store_range, payload_bytes=payload_bytes)
+    @functools.cached_property
+    def made(self) -> list[_Call]:
+        """Empty at first; there already for the calls that opening the session makes."""
+        return []
 
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
         """See `Enclave.call`."""

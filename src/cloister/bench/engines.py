@@ -8,6 +8,7 @@ stay).
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import difflib
@@ -105,7 +106,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Engine:
+class Engine(abc.ABC):
     """What runs a model.
 
     Attributes:
@@ -122,10 +123,11 @@ class Engine:
         return None
 
     @property
+    @abc.abstractmethod
     def version(self) -> str:
         """What runs it, with its version."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def prepare(self, case: Case, batch: int, stack: contextlib.ExitStack) -> Prepared:
         """Make a model ready for batches of a size.
 
@@ -134,7 +136,6 @@ class Engine:
             batch: images in a run.
             stack: ends what was started.
         """
-        raise NotImplementedError
 
 
 # --- Others' engines -----------------------------------------------------------------------------------------------

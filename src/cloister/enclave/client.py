@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import mmap
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from cloister.enclave import wire
 from cloister.enclave.wire import Command, EnclaveInfo, EnclaveStats, Kind, Parameter, Region
-from cloister.errors import ProtocolError
+from cloister.errors import EnclaveError, ProtocolError
 
 __all__ = ["CONTROL_BYTES", "Enclave"]
 
@@ -32,14 +34,23 @@ class Enclave(abc.ABC):
     info: EnclaveInfo
     shared_bytes: int | None = None
 
+    _payload: mmap.mmap
+    #: Ends what carries the session; set by each kind of enclave, alive while the session is.
+    _end: weakref.finalize[..., Enclave]
+
     @property
-    @abc.abstractmethod
     def payload(self) -> mmap.mmap:
         """Memory for images and results; its first `CONTROL_BYTES` are for the commands' own blocks.
 
         Raises:
             EnclaveError: the enclave is closed.
         """
+        self._require_open()
+        return self._payload
+
+    def _require_open(self) -> None:
+        if not self._end.alive:
+            raise EnclaveError("the enclave is closed", "load the bundle again")
 
     @property
     @abc.abstractmethod
@@ -57,9 +68,11 @@ class Enclave(abc.ABC):
             EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
         """
 
-    @abc.abstractmethod
     def close(self) -> None:
         """End the session. May be called again."""
+        self._end()
+        with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
+            self._payload.close()
 
     def load(self, load_block: bytes, sealed_program: tuple[int, int]) -> wire.Loaded:
         """Open the content key and the program.

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.wire import Command, EnclaveInfo, Parameter
-from cloister.errors import EnclaveCrashed, EnclaveError, EnclaveUnavailable, ProtocolError, UserError
+from cloister.errors import EnclaveCrashed, EnclaveUnavailable, ProtocolError, UserError
 
 __all__ = [
     "MIN_HEAP_BYTES",
@@ -147,16 +147,6 @@ class LocalEnclave(Enclave):
         """The enclave's process."""
         return self._process.pid
 
-    @property
-    def payload(self) -> mmap.mmap:
-        """See `Enclave.payload`; shared with the enclave."""
-        self._require_open()
-        return self._payload
-
-    def _require_open(self) -> None:
-        if not self._end.alive:
-            raise EnclaveError("the enclave is closed", "load the bundle again")
-
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
         """See `Enclave.call`."""
         self._require_open()
@@ -191,12 +181,6 @@ class LocalEnclave(Enclave):
         how = _describe_exit(self._process.returncode)
         message = f"the enclave {how} during `{command.name.lower()}`" + (f": {said}" if said else "")
         return EnclaveCrashed(message, hint or "load the bundle again; `cloister doctor` checks the enclave")
-
-    def close(self) -> None:
-        """End the process and wait for it. May be called again."""
-        self._end()
-        with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
-            self._payload.close()
 
 
 def memory_file(name: str, n_bytes: int) -> BinaryIO:

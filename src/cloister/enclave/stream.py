@@ -5,7 +5,6 @@ Format: `docs/spec/wire.md`, "Over a byte stream".
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import socket
@@ -122,16 +121,6 @@ class StreamEnclave(Enclave):
         """See `Enclave.process_id`."""
         return self._link.process_id
 
-    @property
-    def payload(self) -> mmap.mmap:
-        """See `Enclave.payload`."""
-        self._require_open()
-        return self._payload
-
-    def _require_open(self) -> None:
-        if not self._end.alive:
-            raise EnclaveError("the enclave is closed", "load the bundle again")
-
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
         """See `Enclave.call`."""
         memory = memoryview(self.payload)
@@ -187,12 +176,6 @@ class StreamEnclave(Enclave):
         self.close()
         message = f"the enclave was gone during `{command.name.lower()}`" + (f": {how}" if how else "")
         return EnclaveCrashed(message, self._link.hint)
-
-    def close(self) -> None:
-        """See `Enclave.close`."""
-        self._end()
-        with contextlib.suppress(BufferError):  # an array still looks into it: it goes away with that array
-            self._payload.close()
 
 
 def _end(link: Link) -> str:
