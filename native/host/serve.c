@@ -21,6 +21,7 @@
 #define COMMAND_OUTSIDE_LOAD 0x80000002u
 #define COMMAND_OUTSIDE_RUN 0x80000003u
 #define COMMAND_CLOCK 0x80000004u
+#define COMMAND_SETTLE 0x80000005u
 #define CLOCK_BYTES 16u
 
 #define HELLO_ANSWER_BYTES 48u
@@ -62,6 +63,7 @@ static void forget(cl_host *host)
     free(host->store.bytes);
     host->store = (cl_store){0};
     host->ticks = 0;
+    host->settled = false;
 }
 
 void cl_host_end(cl_host *host)
@@ -264,10 +266,25 @@ static TEEC_Result execute(cl_host *host, call *c)
     }
 }
 
+static TEEC_Result settle(cl_host *host, const call *c)
+{
+    if (!has_kinds(c, CL_KIND_NONE, CL_KIND_NONE, CL_KIND_NONE)) {
+        return TEEC_ERROR_BAD_PARAMETERS;
+    }
+    host->settled = true;
+    return TEEC_SUCCESS;
+}
+
 static TEEC_Result execute_timed(cl_host *host, call *c)
 {
     if (c->frame.command == COMMAND_CLOCK) {
         return tell_clock(host, c);
+    }
+    if (c->frame.command == COMMAND_SETTLE) {
+        return settle(host, c);
+    }
+    if (host->settled) {
+        cl_clock_wait();
     }
     uint64_t start = cl_clock_now();
     TEEC_Result result = execute(host, c);

@@ -23,6 +23,7 @@ typedef struct cl_host {
     cl_outside outside;
     uint64_t most_bytes; /* for the store, and for an outside program */
     uint64_t ticks;      /* that the last request took */
+    bool settled;        /* requests wait for cl_clock_wait */
 } cl_host;
 
 /* Returns: null if there is no memory. */

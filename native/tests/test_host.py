@@ -21,7 +21,8 @@ from pathlib import Path
 from enclave_client import BOTH, INFO_BYTES, INPUT, OUTPUT, PAYLOAD, STORE, Bundle, linear_program, state_folder, words
 
 IMAGES, EXPECTED = bytes(range(1, 9)), struct.pack("8b", 2, 4, -3, -4, 10, 12, -7, -8)
-STORE_BYTES, OUTSIDE_LOAD, OUTSIDE_RUN, CLOCK = 0x80000001, 0x80000002, 0x80000003, 0x80000004
+STORE_BYTES, OUTSIDE_LOAD, OUTSIDE_RUN = 0x80000001, 0x80000002, 0x80000003
+CLOCK, SETTLE = 0x80000004, 0x80000005
 BAD_PARAMETERS, EXCESS_DATA, BAD_STATE, BAD_FORMAT = 0xFFFF0006, 0xFFFF0004, 0xFFFF0007, 0xFFFF0005
 SHARED = 65536
 
@@ -152,6 +153,19 @@ def opened(binary: str, *, suite: int = 1, resident: bool = False) -> tuple[Host
     return host, Bundle(host.info()[24:56], *linear_program(resident=resident), suite=suite)
 
 
+def check_settled(host: Host) -> None:
+    """Requests wait for the next multiple of 20 ms, but not within what the clock tells; only until the next hello."""
+    assert host.call(SETTLE)[0] == 0
+    starts = []
+    for _ in range(5):
+        began = time.monotonic()
+        host.info()
+        assert struct.unpack("<QQ", host.call(CLOCK, (OUTPUT, 16))[1][0])[0] > 0
+        starts.append(began)
+    assert starts[-1] - starts[0] > 0.06, starts
+    assert host.hello()[0] == 0
+
+
 # --- Good runs -------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +186,9 @@ def check_whole_path(binary: str) -> None:
         assert 0 < ticks < rate, (ticks, rate)
         assert host.call(CLOCK, (OUTPUT, 15))[0] == 0xFFFF0010
         assert host.call(CLOCK)[0] == BAD_PARAMETERS
-        assert host.call(99)[0] == host.call(0x80000005)[0] == 0xFFFF0009
+        assert host.call(SETTLE, (OUTPUT, 16))[0] == BAD_PARAMETERS
+        check_settled(host)
+        assert host.call(99)[0] == host.call(0x80000006)[0] == 0xFFFF0009
         host.end()
 
 

@@ -18,6 +18,7 @@ from cloister.emulator.machines import Images
 from cloister.emulator.virt import Virt
 from cloister.enclave.stream import StreamEnclave
 from cloister.errors import EnclaveBusy, EnclaveCrashed, EnclaveUnavailable
+from tests.emulator.killing import kill_and_wait
 
 pytestmark = [pytest.mark.emulator, pytest.mark.xdist_group("emulator")]
 
@@ -86,7 +87,7 @@ def test_the_key_survives_down_and_up_restored_and_from_nothing(machine):
 
 def test_the_key_survives_a_machine_that_is_killed(machine):
     first = key()
-    os.kill(machine.status().process_id, signal.SIGKILL)
+    kill_and_wait(machine)
     emulator.up()
     assert key() == first
 

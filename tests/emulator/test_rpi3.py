@@ -17,6 +17,7 @@ from cloister import emulator
 from cloister.enclave.stream import StreamEnclave
 from cloister.errors import EnclaveBusy, EnclaveCrashed
 from cloister.protection import lower_target, protect_lowered
+from tests.emulator.killing import kill_and_wait
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow, pytest.mark.xdist_group("emulator")]
 
@@ -139,7 +140,7 @@ def test_the_key_in_the_storage_survives_down_and_up_and_a_kill(machine):
     emulator.down("rpi3")
     assert emulator.up("rpi3").start.restored
     assert key() == first
-    os.kill(machine.status().process_id, signal.SIGKILL)
+    kill_and_wait(machine)
     emulator.up("rpi3")
     assert key() == first
     # It is the storage that keeps it: without that there is another key.

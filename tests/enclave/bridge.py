@@ -143,11 +143,13 @@ class Bridge:
             self._store[offset : offset + given[0].size] = inputs[0]
         elif command == Command.CLOCK:
             sizes, outputs = [16, 0, 0, 0], struct.pack("<QQ", self._last_ticks, CLOCK_RATE)
+        elif command == Command.SETTLE:
+            pass
         elif command in (Command.OUTSIDE_LOAD, Command.OUTSIDE_RUN):
             sizes, outputs = self._run_outside(command, given, inputs)
         else:
             result, sizes, outputs = self._forward(command, given, inputs)
-        if command != Command.CLOCK:
+        if command not in (Command.CLOCK, Command.SETTLE):
             self._last_ticks = self.ticks(command, result != 0)
         response = struct.pack("<4sIII4Q", b"CLRS", sequence, result, 0, *sizes) + outputs
         self._theirs.sendall(self.behave(command, response))

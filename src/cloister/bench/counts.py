@@ -333,6 +333,10 @@ class _CountingEnclave(StreamEnclave):
         self.made.append(_Call(command, tuple(parameters), block, self._instructions()))
         return sizes
 
+    def settle(self) -> None:
+        """From here on the same timer interrupts fall into a call, whenever it is made."""
+        super().call(Command.SETTLE, [])
+
     def _instructions(self) -> float:
         """Of the last call."""
         super().call(Command.CLOCK, [Parameter(Kind.OUTPUT, Region.PAYLOAD, _CLOCK_AT, _CLOCK.size)])
@@ -409,6 +413,8 @@ class _CountingSession(Session):
             images: (N, C, H, W) float32; they travel together.
             repeats: how often.
         """
+        for counter in self._counting:
+            counter.settle()
         totals = []
         for _ in range(1 + repeats):
             for counter in self._counting:

@@ -89,6 +89,7 @@ class Command(enum.IntEnum):
     OUTSIDE_LOAD = 0x80000002
     OUTSIDE_RUN = 0x80000003
     CLOCK = 0x80000004
+    SETTLE = 0x80000005
 
 
 class Kind(enum.IntEnum):
