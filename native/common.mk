@@ -16,6 +16,6 @@ CORE_SOURCES := $(NATIVE)/core/machine.c $(NATIVE)/core/program.c
 KERNEL_SOURCES := $(wildcard $(NATIVE)/core/kernels/*.c)
 
 # Both worlds must compute the same bits in as many instructions: float32 is
-# never fused, and with -mstrict-align (as the dev kit compiles) gcc would take
+# fused only where the code says it, and with -mstrict-align (as the dev kit compiles) gcc would take
 # vector loads apart into bytes.
 KERNEL_FLAGS := -std=c11 -O3 -mno-strict-align -march=$(MARCH) -ffp-contract=off

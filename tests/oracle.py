@@ -113,7 +113,7 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
                     )
             elif n_terms <= sequential_terms:
                 for k in range(n_channels):
-                    acc[..., units] = acc[..., units] + part[..., k, None] * weight[k]
+                    acc[..., units] = fma(part[..., k, None], weight[k], acc[..., units])
             else:
                 acc[..., units] += product(part, weight)
     if source.dtype == "float32":
@@ -121,6 +121,21 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
     assert n_terms <= 65536  # then no sum leaves int32
     assert np.abs(op.bias.astype(np.int64)).max() < 2**30
     return finish(acc.astype(F32) * op.multiplier, op, out)
+
+
+def fma(x: Array, w: Array, total: Array) -> Array:
+    """x * w + total of float32, rounded once.
+
+    In float64 the product is exact, but the sum is rounded before it becomes float32. Rounding twice gives what
+    rounding once gives if the first goes to the odd one of the two neighbours where it is not exact.
+    """
+    product = x.astype(np.float64) * w
+    near = product + total
+    back = near - product
+    error = (product - (near - back)) + (total - back)
+    even = np.ascontiguousarray(near).view(np.int64) % 2 == 0
+    odd = np.nextafter(near, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & np.isfinite(error) & (error != 0), odd, near).astype(F32)
 
 
 def product(part: Array, weight: Array) -> Array:

@@ -2,6 +2,7 @@
 #include "machine.h"
 
 #include "bytes.h"
+#include "kernels/float32.h"
 #include "kernels/int8.h"
 #include "kernels/kernels.h"
 
@@ -15,6 +16,7 @@ void cl_machine_init(cl_machine *machine, const cl_program *program,
         .open_slice = open_slice,
         .context = context,
         .kernel = cl_kernel_at(0, amx),
+        .kernel_f32 = cl_kernel_f32_at(0),
     };
 }
 
@@ -117,7 +119,7 @@ static void run_slice(const cl_machine *machine, const cl_op *op,
     } else if (op->in.dtype == CL_INT8) {
         cl_conv_int8(op, slice, data, arena, machine->kernel);
     } else {
-        cl_conv_float32(op, slice, data, arena);
+        cl_conv_float32(op, slice, data, arena, machine->kernel_f32);
     }
 }
 

@@ -20,6 +20,7 @@ typedef cl_status (*cl_open_slice)(void *context, uint32_t index,
                                    const uint8_t **data);
 
 struct cl_kernel;
+struct cl_kernel_f32;
 
 /* A run that may be stopped. `ready` means that nothing is to be resumed. */
 typedef struct cl_machine {
@@ -28,7 +29,8 @@ typedef struct cl_machine {
     uint64_t lane_bytes;
     cl_open_slice open_slice;
     void *context;
-    const struct cl_kernel *kernel; /* of int8 convs */
+    const struct cl_kernel *kernel;         /* of int8 convs */
+    const struct cl_kernel_f32 *kernel_f32; /* of float32 convs */
     cl_stage stage;
     uint32_t stage_index;
     uint32_t n_images;
@@ -49,7 +51,7 @@ typedef struct cl_batch {
 } cl_batch;
 
 /* Make a machine for a checked program; nothing runs yet. It uses the best
- * kernel of this machine; `kernel` may be changed before a run.
+ * kernels of this machine; they may be changed before a run.
  * In: arena: the lanes' arenas, as in the program's layout; amx: whether that
  *     instruction set may be used, see cl_amx_permit. */
 void cl_machine_init(cl_machine *machine, const cl_program *program,

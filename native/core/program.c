@@ -165,12 +165,31 @@ uint64_t cl_packed_units(const cl_op *op, uint32_t first, uint32_t n)
            cl_up(end % size, 4);
 }
 
+/* Whether the last window along one axis ends in the input. */
+static bool axis_inside(uint32_t n_out, uint32_t n_in, uint32_t n_taps,
+                        uint32_t stride, uint32_t padding, uint32_t dilation)
+{
+    uint64_t start = cl_mul(n_out - 1, stride);
+    return padding == 0 &&
+           cl_add(start, (uint64_t)(n_taps - 1) * dilation) < n_in;
+}
+
+bool cl_reads_in_place(const cl_op *op)
+{
+    const cl_window *w = &op->window;
+    bool joined = w->kw == 1 || (w->dw == 1 && op->groups == 1);
+    return joined &&
+           axis_inside(op->out.h, op->in.h, w->kh, w->sh, w->pt, w->dh) &&
+           axis_inside(op->out.w, op->in.w, w->kw, w->sw, w->pl, w->dw);
+}
+
 cl_strip cl_strip_of(const cl_op *op)
 {
     const cl_window *w = &op->window;
     bool rows_shared = w->dh == 1 && w->sh < w->kh;
     bool cols_shared = w->dw == 1 && w->sw < w->kw;
     uint64_t n_rows = (CL_POSITIONS + (uint64_t)op->out.w - 1) / op->out.w;
+    uint64_t item = element_bytes(&op->in), behind = item == 1 ? 3 : 0;
     cl_strip s = {
         .n_rows = n_rows < op->out.h ? n_rows : op->out.h,
         .row_lines = rows_shared ? w->sh : w->kh,
@@ -181,8 +200,8 @@ cl_strip cl_strip_of(const cl_op *op)
     uint64_t taps = cl_add(cl_mul(op->out.w - 1, s.col_taps), w->kw);
     uint64_t steps = taps / s.col_taps + (taps % s.col_taps != 0);
     s.line_taps = cl_mul(steps, s.col_taps);
-    s.line_bytes = cl_mul(s.line_taps, op->in.c / op->groups);
-    s.bytes = cl_up(cl_add(cl_mul(s.n_lines, s.line_bytes), 3), 16);
+    s.line_bytes = cl_mul(s.line_taps, item * (op->in.c / op->groups));
+    s.bytes = cl_up(cl_add(cl_mul(s.n_lines, s.line_bytes), behind), 16);
     return s;
 }
 
@@ -393,12 +412,8 @@ static cl_status check_slices(const cl_program *program, const cl_op *op)
 /* Returns: bytes of scratch that a conv needs. */
 static uint64_t scratch_bytes(const cl_op *op)
 {
-    if (op->in.dtype == CL_INT8) {
-        return cl_is_depthwise(op) ? 0 : cl_strip_of(op).bytes;
-    }
-    uint64_t n_positions = cl_mul(op->out.h, op->out.w);
-    uint64_t tile = n_positions < CL_TILE ? n_positions : CL_TILE;
-    return cl_up(cl_mul(cl_mul(tile, cl_conv_taps(op)), 4), 16);
+    bool in_place = op->in.dtype == CL_FLOAT32 && cl_reads_in_place(op);
+    return cl_is_depthwise(op) || in_place ? 0 : cl_strip_of(op).bytes;
 }
 
 static cl_status check_scratch(const cl_program *program, const cl_op *op)

@@ -17,8 +17,7 @@
 #define CL_MAX_LANES 64u
 #define CL_STREAMED 0xFFFFFFFFu
 #define CL_SEAL_BYTES 16u
-#define CL_TILE 8u        /* positions that a float32 conv gathers at a time */
-#define CL_POSITIONS 128u /* positions that an int8 conv wants at a time */
+#define CL_POSITIONS 128u /* positions that a conv wants at a time */
 #define CL_BLOCK 16u      /* units side by side in packed weights */
 
 typedef enum cl_side { CL_INSIDE, CL_OUTSIDE } cl_side;
@@ -169,7 +168,7 @@ uint64_t cl_tensor_bytes(const cl_tensor *tensor);
 /* Returns: taps of one unit of a conv, `K` of the specification (sticking). */
 uint64_t cl_conv_taps(const cl_op *op);
 
-/* Returns: whether each channel has one unit of its own (int8 only). */
+/* Returns: whether each channel has one unit of its own. */
 bool cl_is_depthwise(const cl_op *op);
 
 /* Returns: taps of one unit in packed int8 weights: each row of the window
@@ -180,7 +179,11 @@ uint64_t cl_packed_taps(const cl_op *op);
  * one group rounded up to a multiple of 4. In: first, n: units, n >= 1. */
 uint64_t cl_packed_units(const cl_op *op, uint32_t first, uint32_t n);
 
-/* How an int8 conv lays out input lines for some rows of its output, so that a
+/* Returns: whether all taps of each position lie in the input, in kh runs: then
+ * a float32 conv reads them there. */
+bool cl_reads_in_place(const cl_op *op);
+
+/* How a conv lays out input lines for some rows of its output, so that a
  * position's taps lie in kh runs, one in each of kh lines (sticking). */
 typedef struct cl_strip {
     uint64_t n_rows;    /* of the output, at a time */

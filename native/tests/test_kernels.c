@@ -6,36 +6,9 @@
  */
 #include "int8.h"
 #include "kernels.h"
-#include "test.h"
+#include "trial.h"
 
-enum { GUARD = 256, ROUNDS = 4000 };
-
-/* Memory between guards; its start is aligned to 64. */
-typedef struct guarded {
-    uint8_t *bytes;
-    uint64_t n;
-} guarded;
-
-static guarded guard(uint64_t n)
-{
-    uint8_t *all = aligned_alloc(64, (n + 2 * GUARD + 63) / 64 * 64);
-    CHECK(all != NULL);
-    memset(all, 0xA5, n + 2 * GUARD);
-    return (guarded){all + GUARD, n};
-}
-
-static void check_guards(const guarded *g)
-{
-    for (int i = 1; i <= GUARD; i++) {
-        CHECK_EQ(g->bytes[-i], 0xA5);
-        CHECK_EQ(g->bytes[g->n + (uint64_t)i - 1], 0xA5);
-    }
-}
-
-static void release(guarded *g)
-{
-    free(g->bytes - GUARD);
-}
+enum { ROUNDS = 4000 };
 
 /* A conv in an arena of its own, one slice of it. */
 typedef struct trial {
@@ -43,29 +16,6 @@ typedef struct trial {
     cl_slice slice;
     guarded arena, data;
 } trial;
-
-static uint32_t pick(uint32_t *seed, const uint32_t *from, uint32_t n)
-{
-    return from[below(seed, n)];
-}
-
-#define PICK(seed, ...)                              \
-    pick(seed, (const uint32_t[]){__VA_ARGS__},      \
-         sizeof((const uint32_t[]){__VA_ARGS__}) / 4)
-
-static cl_window draw_window(uint32_t *seed)
-{
-    return (cl_window){
-        .kh = PICK(seed, 1, 1, 2, 3, 3, 5),
-        .kw = PICK(seed, 1, 1, 2, 3, 3, 5),
-        .sh = PICK(seed, 1, 1, 1, 2, 3),
-        .sw = PICK(seed, 1, 1, 1, 2, 3),
-        .pt = below(seed, 3),
-        .pl = below(seed, 3),
-        .dh = PICK(seed, 1, 1, 1, 2),
-        .dw = PICK(seed, 1, 1, 1, 2),
-    };
-}
 
 static int32_t draw_zero(uint32_t *seed)
 {

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "inprocess.h"
+#include "kernels/float32.h"
 #include "machine.h"
 #include "test.h"
 
@@ -98,15 +99,26 @@ static uint32_t packed_units(const shape *s, uint32_t first, uint32_t n)
     return sum;
 }
 
+static int is_read_in_place(const shape *s)
+{
+    return s->p == 0 && (s->oh - 1) * s->s + (s->k - 1) * s->d < s->h &&
+           (s->ow - 1) * s->s + (s->k - 1) * s->d < s->w &&
+           (s->k == 1 || (s->d == 1 && s->groups == 1));
+}
+
 /* Bytes of scratch by the specification. */
-static uint32_t strip_bytes(const shape *s)
+static uint32_t strip_bytes(const shape *s, uint32_t in_type)
 {
     uint32_t rows = (128 + s->ow - 1) / s->ow;
     uint32_t step = s->d == 1 && s->s < s->k ? s->s : s->k;
     rows = rows < s->oh ? rows : s->oh;
     uint32_t lines = (rows - 1) * step + s->k;
     uint32_t taps = ((s->ow - 1) * step + s->k + step - 1) / step * step;
-    return is_depthwise(s) ? 0 : lines * taps * (s->c / s->groups) + 3;
+    uint32_t n = lines * taps * (s->c / s->groups);
+    if (is_depthwise(s) || (in_type == 2 && is_read_in_place(s))) {
+        return 0;
+    }
+    return in_type == 2 ? 4 * n : n + 3;
 }
 
 /* A program of one conv in n_slices slices; returns the constants' length. */
@@ -116,9 +128,7 @@ static uint32_t conv_program(assembly *a, const shape *s, uint32_t in_type,
 {
     uint32_t x = add_tensor(a, in_type, s->h, s->w, s->c, zin);
     uint32_t y = add_tensor(a, out_type, s->oh, s->ow, s->oc, zout);
-    uint32_t tile = s->oh * s->ow < 8 ? s->oh * s->ow : 8;
-    uint32_t scratch = add_scratch(
-        a, in_type == 1 ? strip_bytes(s) : tile * taps_of(s) * 4);
+    uint32_t scratch = add_scratch(a, strip_bytes(s, in_type));
     uint32_t end = 0;
     for (uint32_t i = 0; i < n_slices; i++) {
         uint32_t first = s->oc * i / n_slices;
@@ -184,6 +194,22 @@ static void pack_slice(const shape *s, const uint32_t *slice, uint8_t *at,
     }
 }
 
+/* Of float32 weights, counted in weights. */
+static uint32_t float_weight_at(const shape *s, uint32_t first, uint32_t n,
+                                uint32_t unit, uint32_t k)
+{
+    uint32_t size = s->oc / s->groups;
+    uint32_t part = unit / size * size > first ? unit / size * size : first;
+    uint32_t end = (unit / size + 1) * size;
+    end = end < first + n ? end : first + n;
+    if (is_depthwise(s)) {
+        return k * n + unit - first;
+    }
+    uint32_t block = part + (unit - part) / 16 * 16;
+    uint32_t width = end - block < 16 ? end - block : 16;
+    return (block - first) * taps_of(s) + k * width + unit - block;
+}
+
 static float clamp(float v, float lo, float hi)
 {
     return fminf(fmaxf(v, lo), hi);
@@ -236,12 +262,19 @@ static void test_conv_int8(uint32_t *seed, uint32_t out_type)
     free(constants);
 }
 
+static float multiply_add(float x, float w, float sum, bool fused)
+{
+    float product = x * w;
+    return fused ? fmaf(x, w, sum) : sum + product;
+}
+
 static void test_conv_float32(uint32_t *seed)
 {
     shape s = draw_shape(seed);
     assembly a = {0};
     uint32_t n_slices = 1 + below(seed, s.oc < 4 ? s.oc : 4);
     uint32_t k = taps_of(&s);
+    bool fused = cl_kernel_f32_at(0)->fused;
     float x[7 * 7 * 15], w[36 * 9 * 15], bias[36], out[6 * 40 * 36];
     uint32_t bytes = conv_program(&a, &s, 2, 2, 0, 0, n_slices);
     uint8_t *constants = calloc(1, bytes);
@@ -257,12 +290,12 @@ static void test_conv_float32(uint32_t *seed)
     for (uint32_t i = 0; i < n_slices; i++) {
         uint32_t first = a.slices[i][0], n = a.slices[i][1];
         uint8_t *at = constants + a.slices[i][4];
-        memcpy(at, bias + first, 4 * n);
-        for (uint32_t t = 0; t < k; t++) {
-            for (uint32_t j = 0; j < n; j++) {
-                memcpy(at + 4 * (n + t * n + j), &w[(first + j) * k + t], 4);
-            }
+        for (uint32_t t = 0; t < n * k; t++) {
+            uint32_t u = first + t / k;
+            memcpy(at + 4 * float_weight_at(&s, first, n, u, t % k),
+                   &w[u * k + t % k], 4);
         }
+        memcpy(at + 4 * n * k, bias + first, 4 * n);
     }
     uint32_t n_out = s.oh * s.ow * s.oc;
     run(&a, constants, bytes, x, 4 * s.h * s.w * s.c, out, 4 * n_out, 1);
@@ -271,8 +304,7 @@ static void test_conv_float32(uint32_t *seed)
         float sum = bias[u];
         for (uint32_t t = 0; t < k; t++) {
             long at = tap(&s, oy, ox, u, t);
-            float product = (at < 0 ? 0.0f : x[at]) * w[u * k + t];
-            sum += product;
+            sum = multiply_add(at < 0 ? 0.0f : x[at], w[u * k + t], sum, fused);
         }
         CHECK(out[i] == clamp(sum, -300.0f, INFINITY));
     }

@@ -65,12 +65,19 @@ def regions_in_use(graph, stage, plan):
 def scratch_need(graph, op) -> int:
     """By the page of the format."""
     (height, width, _), taps = graph.tensors[op.output].hwc, op.weight.shape[1:3]
-    if op.multiplier is None:
-        return min(8, height * width) * op.weight[0].size * 4
+    rows, cols = (
+        (o - 1) * s + (k - 1) * d < i and p == 0
+        for o, s, k, d, i, p in zip(
+            (height, width), op.stride, taps, op.dilation, graph.tensors[op.inputs[0]].hwc[:2], op.padding, strict=True
+        )
+    )
+    if op.multiplier is None and rows and cols and (taps[1] == 1 or (op.dilation[1] == op.groups == 1)):
+        return 0
     apart = [s if d == 1 and s < k else k for s, d, k in zip(op.stride, op.dilation, taps, strict=True)]
     lines = (min(height, math.ceil(128 / width)) - 1) * apart[0] + taps[0]
     columns = math.ceil(((width - 1) * apart[1] + taps[1]) / apart[1]) * apart[1]
-    return lines * columns * op.weight.shape[3] + 3
+    n_elements = lines * columns * op.weight.shape[3]
+    return 4 * n_elements if op.multiplier is None else n_elements + 3
 
 
 @REPEATABLE

@@ -217,7 +217,7 @@ def test_slices_hold_the_constants_in_the_specified_order():
     op = linear("x", "y", weight, np.array([10, 20], np.float32))
     wide = graph_of([tensor("x", "float32", 3), tensor("y", "float32", 2)], [op])
     (only,) = build_outside(wide, (strategies.whole(wide),)).slices
-    assert only.data == struct.pack("<8f", 10, 20, 0, 3, 1, 4, 2, 5)  # k-major
+    assert only.data == struct.pack("<8f", 0, 3, 1, 4, 2, 5, 10, 20)  # k-major
 
 
 # --- What holds for every program --------------------------------------------------------------------------------
@@ -292,9 +292,25 @@ def constants_of(op, data: bytes, first: int, n: int) -> list[np.ndarray]:
     if isinstance(op, ir.Affine):
         return [np.frombuffer(data[: 4 * n], "<f4"), np.frombuffer(data[4 * n :], "<f4")]
     if op.multiplier is None:
-        weight = np.frombuffer(data[4 * n :], "<f4").reshape(-1, n).T
-        return [np.frombuffer(data[: 4 * n], "<f4"), weight]
+        return unpack_float32(op, data, first, n)
     return unpack(op, data, first, n)
+
+
+def unpack_float32(op, data: bytes, first: int, n: int) -> list[np.ndarray]:
+    """Biases, weights (units, taps) of a slice, block by block."""
+    size, taps = len(op.weight) // op.groups, op.weight[0].size
+    depthwise = op.groups > 1 and op.groups == len(op.weight) == op.weight.shape[3] * op.groups
+    values, weight, unit = np.frombuffer(data, "<f4"), [], 0
+    while unit < n:
+        of_group = size - (first + unit) % size
+        width = n if depthwise else min(16, of_group, n - unit)
+        # Blocks are counted from the first unit of a group in this slice.
+        start = max(first, (first + unit) // size * size)
+        assert depthwise or (first + unit - start) % 16 == 0
+        weight.append(values[taps * unit : taps * (unit + width)].reshape(taps, width).T)
+        unit += width
+    assert len(values) == n * (taps + 1)
+    return [values[n * taps :], np.concatenate(weight)]
 
 
 def unpack(op, data: bytes, first: int, n: int) -> list[np.ndarray]:

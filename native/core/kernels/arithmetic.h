@@ -54,6 +54,11 @@ CL_INLINE int8_t cl_quantize(float value, float lo, float hi, int32_t zero)
     return (int8_t)((int32_t)cl_round(cl_clamp(value, lo, hi)) + zero);
 }
 
+CL_INLINE uint64_t cl_least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 CL_INLINE uint64_t cl_positions(const cl_tensor *tensor)
 {
     return (uint64_t)tensor->h * tensor->w;

@@ -3,6 +3,7 @@
  * Which kernels this machine has, best first. On x86 the processor is asked;
  * elsewhere the compiler's flags say it.
  */
+#include "float32.h"
 #include "int8.h"
 
 /* A kernel of the build, and whether this machine has what it needs. */
@@ -10,6 +11,11 @@ typedef struct candidate {
     const cl_kernel *kernel;
     bool works;
 } candidate;
+
+typedef struct candidate_f32 {
+    const cl_kernel_f32 *kernel;
+    bool works;
+} candidate_f32;
 
 #if defined(__x86_64__)
 
@@ -93,6 +99,20 @@ static uint32_t find_candidates(candidate *found, bool amx)
     return n;
 }
 
+static uint32_t find_candidates_f32(candidate_f32 *found)
+{
+    features f = find_features();
+    uint32_t n = 0;
+    found[n++] = (candidate_f32){
+        &cl_float32_avx512,
+        all_of(f.kept, VECTORS_512) && all_of(f.ebx, bit_AVX512F)};
+    found[n++] = (candidate_f32){
+        &cl_float32_avx2, all_of(f.kept, VECTORS_256) &&
+                              all_of(f.ebx, bit_AVX2) &&
+                              all_of(f.basic, bit_FMA)};
+    return n;
+}
+
 #else
 
 bool cl_amx_permit(void)
@@ -114,6 +134,16 @@ static uint32_t find_candidates(candidate *found, bool amx)
     return n;
 }
 
+static uint32_t find_candidates_f32(candidate_f32 *found)
+{
+    uint32_t n = 0;
+    (void)found;
+#if defined(__aarch64__)
+    found[n++] = (candidate_f32){&cl_float32_neon, true};
+#endif
+    return n;
+}
+
 #endif
 
 const cl_kernel *cl_kernel_at(uint32_t index, bool amx)
@@ -121,6 +151,19 @@ const cl_kernel *cl_kernel_at(uint32_t index, bool amx)
     candidate found[8];
     uint32_t n = find_candidates(found, amx);
     found[n++] = (candidate){&cl_kernel_plain, true};
+    for (uint32_t i = 0; i < n; i++) {
+        if (found[i].works && index-- == 0) {
+            return found[i].kernel;
+        }
+    }
+    return 0;
+}
+
+const cl_kernel_f32 *cl_kernel_f32_at(uint32_t index)
+{
+    candidate_f32 found[4];
+    uint32_t n = find_candidates_f32(found);
+    found[n++] = (candidate_f32){&cl_float32_plain, true};
     for (uint32_t i = 0; i < n; i++) {
         if (found[i].works && index-- == 0) {
             return found[i].kernel;

@@ -3,7 +3,7 @@
  * One unit for each channel: vectors run over channels, weights are
  * [taps][units].
  */
-#include "conv.h"
+#include "depthwise.h"
 #include "kernels.h"
 
 #define CHANNELS 32u /* at a time: their sums fit in registers */

@@ -13,6 +13,7 @@
 #include "program.h"
 
 struct cl_kernel;
+struct cl_kernel_f32;
 
 /* One slice of a conv: units slice->first_unit onwards of every position.
  * Out: arena: the output tensor's channels of these units, and the scratch.
@@ -22,7 +23,8 @@ void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
 void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
                        const uint8_t *data, uint8_t *arena);
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,
-                     const uint8_t *data, uint8_t *arena);
+                     const uint8_t *data, uint8_t *arena,
+                     const struct cl_kernel_f32 *kernel);
 
 /* One slice of an affine: its channels of every position. */
 void cl_affine(const cl_op *op, const cl_slice *slice, const uint8_t *data,

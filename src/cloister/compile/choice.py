@@ -37,7 +37,7 @@ PAGE_BYTES = 4096
 MAX_LANES = 16
 #: What an opening costs beside its bytes, in bytes: setting up the cipher and the checks take as long as opening these.
 _OPENING_BYTES = 2048
-#: A convolution's slices copy its input anew, each for itself; so many elements cost as much as opening a byte.
+#: A convolution's slices copy its input anew, each for itself; so many bytes cost as much as opening one.
 _GATHERED_PER_BYTE = 16
 #: An image by itself may cost this much more than the least, where memory for lanes comes of it.
 _LONE_IMAGE_SLACK = 1.1
@@ -51,7 +51,7 @@ class Footprint:
         unsliced_bytes: of the program without its slice table.
         arena_bytes: of activations and scratch of one image.
         blocks: what can be cut.
-        gathered: elements that each slice of a block copies before it can multiply; 0 for what is no convolution.
+        gathered: bytes that each slice of a block copies before it can multiply; 0 for what is no convolution.
         payloads: bytes that go into a stage or come out of it for one image, for each stage.
         call_bytes: what the parameters of one call may have together, each rounded up to 4096; None for no limit.
     """

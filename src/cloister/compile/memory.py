@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from cloister.compile.ir import Alias, Conv, Op, Tensor
 from cloister.compile.packing import strip_bytes
 
-__all__ = ["Buffer", "MemoryPlan", "live_buffers", "place_buffers", "plan_memory", "scratch_bytes"]
+__all__ = ["Buffer", "MemoryPlan", "live_buffers", "place_buffers", "plan_memory"]
 
 _ALIGNMENT = 16
 #: A buffer's name: a tensor's, or for scratch the index of its operation.
@@ -102,14 +102,6 @@ def live_buffers(
     return live + _scratch_buffers(tensors, ops)
 
 
-def scratch_bytes(op: Conv, output: Tensor) -> int:
-    """Bytes of scratch that a convolution needs; for float32 up to 8 positions' inputs, unrolled."""
-    if op.multiplier is not None:
-        return _up(strip_bytes(op, output))
-    height, width, _ = output.hwc
-    return _up(min(8, height * width) * op.weight[0].size * 4)
-
-
 def place_buffers(buffers: Sequence[Buffer]) -> tuple[dict[Key, int], int]:
     """Finds offsets so that no two buffers that are live at the same time overlap.
 
@@ -158,11 +150,12 @@ def _find_gap(taken: Iterable[tuple[int, int]], n_bytes: int, *, tightest: bool)
 
 
 def _scratch_buffers(tensors: Mapping[str, Tensor], ops: Sequence[Op]) -> list[Buffer]:
-    return [
-        Buffer(key=time, n_bytes=scratch_bytes(op, tensors[op.output]), first=time, last=time)
+    sizes = {
+        time: strip_bytes(op, tensors[op.inputs[0]], tensors[op.output])
         for time, op in enumerate(ops)
-        if isinstance(op, Conv) and scratch_bytes(op, tensors[op.output])
-    ]
+        if isinstance(op, Conv)
+    }
+    return [Buffer(key=time, n_bytes=size, first=time, last=time) for time, size in sizes.items() if size]
 
 
 def _find_roots(ops: Iterable[Op], inputs: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The layout of int8 convolutions: how their weights are packed for the kernels, and what they need as scratch.
+"""The layout of convolutions: how their weights are packed for the kernels, and what they need as scratch.
 
 Format: `docs/spec/program.md`, "conv".
 """
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cloister.compile.ir import Conv, Tensor
 
-__all__ = ["gathered_elements", "is_depthwise", "pack_units", "packed_taps", "strip_bytes", "up4"]
+__all__ = ["gathered_bytes", "is_depthwise", "pack_units", "packed_taps", "strip_bytes", "up4"]
 
 #: Units side by side, and output positions that a kernel wants at a time.
 _BLOCK = 16
@@ -27,29 +27,40 @@ def is_depthwise(op: Conv) -> bool:
 
 
 def packed_taps(op: Conv) -> int:
-    """Weights of one unit as packed: each row of the window rounded up to a multiple of 4."""
+    """int8 weights of one unit as packed: each row of the window rounded up to a multiple of 4."""
     height, width, n_channels = map(int, op.weight.shape[1:])
     return height * width if is_depthwise(op) else height * up4(width * n_channels)
 
 
 def pack_units(op: Conv, first: int, n_units: int) -> bytes:
-    """The plaintext of a slice: packed weights, then for each unit multiplier, bias and sum of weights.
+    """The plaintext of a slice: packed weights, then for each unit its bias; of int8 multiplier, bias, sum of weights.
 
     Args:
-        op: int8.
+        op: int8 or float32.
         first: index of the first unit.
         n_units: number of units.
     """
+    if op.multiplier is None:
+        return _pack_float32(op, first, n_units)
     units = slice(first, first + n_units)
     weight = op.weight[units]
     sums = weight.reshape(n_units, -1).sum(axis=1, dtype=np.int64)
-    assert op.multiplier is not None
     numbers = [op.multiplier[units].astype("<f4"), op.bias[units].astype("<i4"), sums.astype("<i4")]
     if is_depthwise(op):
         return weight.reshape(n_units, -1).T.tobytes() + b"".join(column.tobytes() for column in numbers)
     parts = list(_group_parts(op, first, n_units))
     packed = b"".join(_pack_part(weight[part]) for part in parts)
     return packed + b"".join(_pad(column[part], 4).tobytes() for column in numbers for part in parts)
+
+
+def _pack_float32(op: Conv, first: int, n_units: int) -> bytes:
+    """Blocks of 16 units of one group, the last of as many as are left: each [taps][units]."""
+    weight = op.weight[first : first + n_units].reshape(n_units, -1)
+    parts = [slice(0, n_units)] if is_depthwise(op) else _group_parts(op, first, n_units)
+    step = n_units if is_depthwise(op) else _BLOCK
+    blocks = (weight[part][i : i + step] for part in parts for i in range(0, part.stop - part.start, step))
+    packed = b"".join(block.T.astype("<f4").tobytes() for block in blocks)
+    return packed + op.bias[first : first + n_units].astype("<f4").tobytes()
 
 
 def _group_parts(op: Conv, first: int, n_units: int) -> Iterator[slice]:
@@ -75,9 +86,9 @@ def _pad(values: npt.NDArray[np.generic], step: int, axis: int = 0) -> npt.NDArr
     return np.pad(values, widths)
 
 
-def strip_bytes(op: Conv, output: Tensor) -> int:
-    """Bytes of scratch of an int8 convolution: the input lines of some rows of its output, padding filled in."""
-    if is_depthwise(op):
+def strip_bytes(op: Conv, source: Tensor, output: Tensor) -> int:
+    """Bytes of scratch of a convolution: the input lines of some rows of its output, padding filled in."""
+    if is_depthwise(op) or (op.multiplier is None and _reads_in_place(op, source, output)):
         return 0
     _, out_w, _ = output.hwc
     n_rows = _strip_rows(output)
@@ -88,21 +99,28 @@ def strip_bytes(op: Conv, output: Tensor) -> int:
     col_taps = op.stride[1] if shared[1] else width
     n_lines = (n_rows - 1) * row_lines + height
     line_taps = -(-((out_w - 1) * col_taps + width) // col_taps) * col_taps
-    return n_lines * line_taps * n_channels + 3
+    n_elements = n_lines * line_taps * n_channels
+    return 4 * n_elements if op.multiplier is None else n_elements + 3
+
+
+def _reads_in_place(op: Conv, source: Tensor, output: Tensor) -> bool:
+    """Whether float32 is read where it lies: nothing is padded, and each row of a window is in one piece."""
+    for axis, taps in enumerate(op.weight.shape[1:3]):
+        last = (output.hwc[axis] - 1) * op.stride[axis] + (taps - 1) * op.dilation[axis]
+        if op.padding[axis] or last >= source.hwc[axis]:
+            return False
+    return op.weight.shape[2] == 1 or (op.dilation[1] == 1 and op.groups == 1)
 
 
 def _strip_rows(output: Tensor) -> int:
-    """Rows of an int8 convolution's output that are computed from one strip."""
+    """Rows of a convolution's output that are computed from one strip."""
     height, width, _ = output.hwc
     return min(height, -(-_POSITIONS // width))
 
 
-def gathered_elements(op: Conv, output: Tensor) -> int:
-    """Elements that a slice of a convolution copies into its scratch, over all positions."""
-    height, width, _ = output.hwc
-    if op.multiplier is None:
-        return height * width * int(op.weight[0].size)
-    return -(-height // _strip_rows(output)) * strip_bytes(op, output)
+def gathered_bytes(op: Conv, source: Tensor, output: Tensor) -> int:
+    """Bytes that a slice of a convolution copies into its scratch, over all positions."""
+    return -(-output.hwc[0] // _strip_rows(output)) * strip_bytes(op, source, output)
 
 
 def up4(n: int) -> int:

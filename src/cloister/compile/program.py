@@ -33,7 +33,7 @@ from cloister.compile.ir import (
     Tensor,
 )
 from cloister.compile.memory import MemoryPlan, plan_memory
-from cloister.compile.packing import gathered_elements
+from cloister.compile.packing import gathered_bytes
 from cloister.compile.slicing import Block, Piece, check_limits, find_blocks, split_blocks
 from cloister.errors import PlanError
 
@@ -208,11 +208,12 @@ class _Lowered:
         )
 
     def _gathered(self) -> tuple[int, ...]:
-        """Elements that a slice of each block copies into the scratch, over all output positions."""
+        """Bytes that a slice of each block copies into the scratch, over all output positions."""
         gathered = [0] * len(self.blocks)
         for op, block in self.block_of.items():
             if isinstance(op, Conv):
-                gathered[block] += gathered_elements(op, self.graph.tensors[op.output])
+                source, output = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
+                gathered[block] += gathered_bytes(op, source, output)
         return tuple(gathered)
 
     def _n_bytes(self, names: Iterable[str]) -> int:

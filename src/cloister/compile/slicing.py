@@ -95,12 +95,10 @@ class Piece:
 
     def plaintext(self) -> bytes:
         """What the format says that an open slice holds."""
-        op, units = self.block.op, slice(self.first_unit, self.first_unit + self.n_units)
+        op = self.block.op
         if isinstance(op, Affine):
+            units = slice(self.first_unit, self.first_unit + self.n_units)
             return _little(op.slope[units], "<f4") + _little(op.shift[units], "<f4")
-        if op.multiplier is None:
-            weight = op.weight[units].reshape(self.n_units, -1)  # (n_units, KH * KW * C_in / groups)
-            return _little(op.bias[units], "<f4") + _little(weight.T, "<f4")
         return pack_units(op, self.first_unit, self.n_units)
 
 

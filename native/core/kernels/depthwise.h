@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Which taps of a depthwise conv lie in the input.
+ */
+#ifndef CL_DEPTHWISE_H
+#define CL_DEPTHWISE_H
+
+#include "arithmetic.h"
+
+/* The taps of one output position: rows of the input and columns. */
+typedef struct cl_patch {
+    cl_span rows;
+    cl_span cols;
+} cl_patch;
+
+CL_INLINE cl_patch cl_patch_of(const cl_op *op, uint32_t position)
+{
+    const cl_window *w = &op->window;
+    return (cl_patch){
+        cl_span_of(position / op->out.w, w->sh, w->pt, w->dh, w->kh, op->in.h),
+        cl_span_of(position % op->out.w, w->sw, w->pl, w->dw, w->kw, op->in.w),
+    };
+}
+
+/* Returns: index of an input element, for a tap that lies inside. */
+CL_INLINE uint64_t cl_tap_index(const cl_op *op, const cl_patch *patch,
+                                uint32_t ky, uint32_t kx, uint32_t channel)
+{
+    int64_t y = patch->rows.start + (int64_t)ky * op->window.dh;
+    int64_t x = patch->cols.start + (int64_t)kx * op->window.dw;
+    return ((uint64_t)y * op->in.w + (uint64_t)x) * op->in.c + channel;
+}
+
+#endif
