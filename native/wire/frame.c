@@ -53,3 +53,24 @@ void cl_frame_answer(uint8_t *bytes, const cl_frame *frame, uint32_t result,
         cl_store_u64(bytes + 16 + 8 * i, used[i]);
     }
 }
+
+void cl_frame_number(uint8_t *request, uint32_t sequence)
+{
+    cl_store_u32(request + 4, sequence);
+}
+
+bool cl_frame_succeeded(const uint8_t *response, const uint8_t *request)
+{
+    if (memcmp(response, "CLRS", 4) != 0 ||
+        cl_load_u32(response + 4) != cl_load_u32(request + 4) ||
+        load_u64(response + 8) != 0) {
+        return false;
+    }
+    for (uint32_t i = 0; i < CL_PARAMS; i++) {
+        const uint8_t *given = request + PARAMS_AT + i * PARAM_BYTES + 16;
+        if (load_u64(response + 16 + 8 * i) > load_u64(given)) {
+            return false;
+        }
+    }
+    return true;
+}

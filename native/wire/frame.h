@@ -38,4 +38,11 @@ bool cl_frame_param_holds(const cl_frame_param *param);
 void cl_frame_answer(uint8_t *bytes, const cl_frame *frame, uint32_t result,
                      const uint64_t *used);
 
+/* Give a request its number. In/out: request: CL_REQUEST_BYTES. */
+void cl_frame_number(uint8_t *request, uint32_t sequence);
+
+/* Returns: whether a response is one to this request, with success, that used
+ * no more of a parameter than there is. In: response: CL_RESPONSE_BYTES. */
+bool cl_frame_succeeded(const uint8_t *response, const uint8_t *request);
+
 #endif

@@ -304,7 +304,7 @@ def test_read_stages_with_an_unknown_dtype_is_refused(small):
 def test_missing_library_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setattr(core, "_LIBRARY", "libcloister_missing.so")
     with pytest.raises(EnclaveUnavailable, match=r"libcloister_missing\.so") as caught:
-        core._load_library.__wrapped__()
+        core.load_library.__wrapped__()
     assert "reinstall" in caught.value.hint
 
 

@@ -65,8 +65,9 @@ def run_and_look(path):
 
 def results_memory(session) -> bytes:
     """Where the results of the inside step for `X` would be."""
-    start = 256 + -(-len(X) * 288 // 64) * 64
-    return session._inside.enclave.payload[start : start + len(X) * 20]
+    results = session._steps[len(X)].output
+    assert np.shares_memory(results, session._inside.memory)
+    return results.tobytes()
 
 
 def cut(data: bytes, name: str) -> bytes:

@@ -290,7 +290,7 @@ def test_run_before_load_is_refused(store):
         results = Parameter(Kind.OUTPUT, Region.PAYLOAD, 256, 0)
         window = Parameter(Kind.INPUT, Region.STORE, 0, 0)
         with pytest.raises(ProtocolError, match="nothing is loaded"):
-            enclave.run(bytes(64), payload, results, window)
+            enclave.prepare_run(bytes(64), payload, results, window)()
 
 
 # --- State folder and executable -----------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ from tests.bundle.sample import (
 from tests.enclave import fake
 
 BUDGETS = [None, 9000, 8000]
+#: Of the sample's three values for an image, each at a multiple of 64.
+IMAGE_BYTES = 448 + 320 + 64
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_any_slicing_and_window_gives_the_oracles_bits(budget, window_bytes, bun
 def test_batch_in_pieces_gives_the_same(n_images, piece_images, bundles):
     x = images(n_images)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_module, "_PIECE_BYTES", piece_images * (4 * 108 + 288))
+        patch.setattr(session_module, "_PIECE_BYTES", piece_images * IMAGE_BYTES)
         with load(bundles[9000]) as session:
             y = session.run(x)
             assert session.stats.calls == -(-n_images // piece_images)
@@ -133,7 +135,7 @@ def test_windows_in_the_middle_of_a_group_give_the_same(window_bytes, lanes_bund
 
 @pytest.mark.parametrize(("piece_images", "calls"), [(1, 10), (2, 5), (3, 4), (4, 4), (5, 4), (6, 2), (11, 2)])
 def test_pieces_are_whole_groups(piece_images, calls, lanes_bundle, monkeypatch):
-    monkeypatch.setattr(session_module, "_PIECE_BYTES", piece_images * (4 * 108 + 288))
+    monkeypatch.setattr(session_module, "_PIECE_BYTES", piece_images * IMAGE_BYTES)
     with load(lanes_bundle(3, 8000)) as session:
         np.testing.assert_array_equal(session.run(images(10)), expected(images(10)))
         assert session.stats.calls == calls

@@ -171,7 +171,7 @@ def test_run_states(answer):
     block = struct.pack("<5I3I32x", 0, 0, 0, 0, 0, *answer)
     state, needed, done = answer
     if state == 0:
-        assert wire.unpack_run(block) == wire.RunState(None, done)
+        assert wire.unpack_run(block) is None
     elif state == 1:
         assert wire.unpack_run(block) == wire.RunState(needed, done)
     else:

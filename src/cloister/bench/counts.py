@@ -15,7 +15,7 @@ import contextlib
 import functools
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
@@ -371,20 +371,24 @@ class _GuestOutside(OutsideProgram):
         parts = [(0, len(program)), (len(program), len(constants))]
         self.enclave.call(Command.OUTSIDE_LOAD, [Parameter(Kind.INPUT, Region.STORE, *part) for part in parts])
 
-    def run(self, stage: int, payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """See `OutsideProgram.run`."""
-        memory, block = self.enclave.payload, struct.pack("<II", stage, len(payload))
+    def prepare(self, stage: int, payload: npt.NDArray[np.uint8], result: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        """See `OutsideProgram.prepare`."""
+        block = struct.pack("<II", stage, len(payload))
         start, end = CONTROL_BYTES, CONTROL_BYTES + payload.size
-        out_bytes = len(payload) * self.stages[stage].out_bytes
-        memory[: len(block)] = block
-        memory[start:end] = payload.tobytes()
         parameters = [
             Parameter(Kind.INPUT, Region.PAYLOAD, 0, len(block)),
             Parameter(Kind.INPUT, Region.PAYLOAD, start, payload.size),
-            Parameter(Kind.OUTPUT, Region.PAYLOAD, end, out_bytes),
+            Parameter(Kind.OUTPUT, Region.PAYLOAD, end, result.size),
         ]
-        self.enclave.call(Command.OUTSIDE_RUN, parameters)
-        return np.frombuffer(memory[end : end + out_bytes], np.uint8).reshape(len(payload), -1)
+
+        def run() -> None:
+            memory = self.enclave.payload
+            memory[: len(block)] = block
+            memory[start:end] = payload.tobytes()
+            self.enclave.call(Command.OUTSIDE_RUN, parameters)
+            result.reshape(-1)[:] = np.frombuffer(memory[end : end + result.size], np.uint8)
+
+        return run
 
 
 class _CountingSession(Session):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import mmap
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -68,6 +69,10 @@ class Enclave(abc.ABC):
             EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
         """
 
+    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], tuple[int, ...]]:
+        """Make `call` for a request that is made often."""
+        return functools.partial(self.call, command, parameters)
+
     def close(self) -> None:
         """End the session. May be called again."""
         self._end()
@@ -94,8 +99,10 @@ class Enclave(abc.ABC):
         self.call(Command.LOAD, parameters)
         return wire.unpack_loaded(self.payload[wire.LOAD_BYTES : wire.LOAD_BYTES + wire.LOADED_BYTES])
 
-    def run(self, run_block: bytes, images: Parameter, results: Parameter, window: Parameter) -> wire.RunState:
-        """Run a stage, or go on with it.
+    def prepare_run(
+        self, run_block: bytes, images: Parameter, results: Parameter, window: Parameter
+    ) -> Callable[[], wire.RunState | None]:
+        """Make a call that runs a stage, or goes on with it.
 
         Args:
             run_block: made by `wire.pack_run`.
@@ -103,13 +110,19 @@ class Enclave(abc.ABC):
             results: where the results go.
             window: where the sealed slices are that it may open.
 
-        Raises:
-            EnclaveError, IntegrityError: it fails.
+        Returns:
+            What tells how far the run came, or None if it is done; raises EnclaveError or IntegrityError if it fails.
         """
-        self.payload[: wire.RUN_BYTES] = run_block
         block = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
-        self.call(Command.RUN, [block, images, results, window])
-        return wire.unpack_run(self.payload[: wire.RUN_BYTES])
+        call = self.prepare(Command.RUN, [block, images, results, window])
+
+        def run() -> wire.RunState | None:
+            payload = self.payload
+            payload[: wire.RUN_BYTES] = run_block
+            call()
+            return wire.unpack_run(payload[: wire.RUN_BYTES])
+
+        return run
 
     def open_slices(self, first: int, count: int, window: Parameter) -> None:
         """Open slices ahead of the first run.

@@ -1,6 +1,7 @@
 """The interpreter in this process: runs the outside program of a bundle.
 
-It is the same C code that runs inside, built as the shared library `libcloister_core.so`.
+It is the same C code that runs inside, built as the shared library `libcloister_core.so`, which also holds the client's
+side of calls to the local enclave.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import ctypes
 import dataclasses
 import functools
 import importlib.resources
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from cloister.errors import BundleError, EnclaveUnavailable, InputError, ProtocolError
 
-__all__ = ["OutsideProgram", "StageSizes", "read_stages"]
+__all__ = ["OutsideProgram", "StageSizes", "allocate", "load_library", "pointer", "read_stages"]
 
 _LIBRARY = "libcloister_core.so"
 _ALIGNMENT = 64
@@ -106,20 +108,20 @@ class OutsideProgram:
     """
 
     def __init__(self, program: bytes, constants: bytes | memoryview) -> None:
-        self._library = _load_library()
+        self._library = load_library()
         self._program = _aligned(program)
         self._constants = _aligned(constants)
         need = ctypes.c_uint64()
-        status = self._library.cl_core_need(_pointer(self._program), len(program), ctypes.byref(need))
+        status = self._library.cl_core_need(pointer(self._program), len(program), ctypes.byref(need))
         self._check(status, BundleError, "the outside program was refused")
-        self._memory = _allocate(need.value)
+        self._memory = allocate(need.value)
         status = self._library.cl_core_open(
-            *(_pointer(self._memory), need.value),
-            *(_pointer(self._program), len(program)),
-            *(_pointer(self._constants), len(constants)),
+            *(pointer(self._memory), need.value),
+            *(pointer(self._program), len(program)),
+            *(pointer(self._constants), len(constants)),
         )
         self._check(status, BundleError, "the outside program was refused")
-        self._base = _pointer(self._memory)
+        self._base = pointer(self._memory)
         self.stages = read_stages(program)
 
     def run(self, stage: int, payload: _Bytes) -> _Bytes:
@@ -136,19 +138,32 @@ class OutsideProgram:
             InputError: if there is no such stage, or the payload has another dtype or shape.
             ProtocolError: if the interpreter reports an error.
         """
-        sizes = self._sizes(stage)
-        if payload.dtype != np.uint8 or payload.ndim != 2 or payload.shape[1] != sizes.in_bytes:
-            raise InputError(
-                f"stage {stage}: expected a payload of (N, {sizes.in_bytes}) uint8, "
-                f"but got {payload.shape} {payload.dtype}"
-            )
-        payload = np.ascontiguousarray(payload)
-        result = np.empty((len(payload), sizes.out_bytes), dtype=np.uint8)
-        if len(payload):
-            ends = (_pointer(payload), payload.nbytes, _pointer(result), result.nbytes)
-            status = self._library.cl_core_run(self._base, stage, len(payload), *ends)
-            self._check(status, ProtocolError, f"stage {stage} failed")
+        result = np.empty((len(payload), self._sizes(stage).out_bytes), dtype=np.uint8)
+        self.prepare(stage, np.ascontiguousarray(payload), result)()
         return result
+
+    def prepare(self, stage: int, payload: _Bytes, result: _Bytes) -> Callable[[], None]:
+        """Makes `run` for memory that stays where it is.
+
+        Args:
+            stage: index of the stage in the program.
+            payload: (N, in_bytes) uint8 as for `run`, contiguous; read in each call.
+            result: (N, out_bytes) uint8, contiguous; written in each call.
+
+        Raises:
+            InputError: if there is no such stage, or an array has another dtype or shape.
+        """
+        sizes = self._sizes(stage)
+        _check_rows(f"stage {stage}: expected a payload", payload, sizes.in_bytes)
+        _check_rows(f"stage {stage}: expected room for results", result, sizes.out_bytes)
+        if not len(payload):
+            return lambda: None
+        ends = (pointer(payload), payload.nbytes, pointer(result), result.nbytes)
+        return functools.partial(self._call, (self._base, stage, len(payload), *ends), (payload, result))
+
+    def _call(self, arguments: tuple[int, ...], _alive: tuple[_Bytes, _Bytes]) -> None:
+        if status := self._library.cl_core_run(*arguments):
+            self._check(status, ProtocolError, f"stage {arguments[1]} failed")
 
     def _sizes(self, stage: int) -> StageSizes:
         if not 0 <= stage < len(self.stages):
@@ -161,8 +176,18 @@ class OutsideProgram:
             raise error(f"{subject}: {text.decode() if text else f'status {status}'}")
 
 
+def _check_rows(subject: str, rows: _Bytes, n_bytes: int) -> None:
+    if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != n_bytes or not rows.flags.c_contiguous:
+        raise InputError(f"{subject} of (N, {n_bytes}) uint8, but got {rows.shape} {rows.dtype}")
+
+
 @functools.cache
-def _load_library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
+    """The shared library, once in each process.
+
+    Raises:
+        EnclaveUnavailable: if it is missing or does not load.
+    """
     # The file must outlive this call, so the context stays open until the interpreter ends.
     stack = contextlib.ExitStack()
     source = importlib.resources.files("cloister") / "_bin" / _LIBRARY
@@ -191,16 +216,18 @@ def _aligned(data: bytes | memoryview) -> _Bytes:
     array = np.frombuffer(data, dtype=np.uint8)
     if array.ctypes.data % _ALIGNMENT == 0:
         return array
-    copy = _allocate(len(data))
+    copy = allocate(len(data))
     copy[:] = array
     return copy
 
 
-def _allocate(n_bytes: int) -> _Bytes:
+def allocate(n_bytes: int) -> _Bytes:
+    """Zeros, (n_bytes,) uint8, at a multiple of 64."""
     block = np.zeros(n_bytes + _ALIGNMENT, dtype=np.uint8)
     start = -block.ctypes.data % _ALIGNMENT
     return block[start : start + n_bytes]
 
 
-def _pointer(array: _Bytes) -> int:
+def pointer(array: npt.NDArray[np.generic]) -> int:
+    """Where an array's first element lies."""
     return int(array.__array_interface__["data"][0])  # a third of the time of array.ctypes.data

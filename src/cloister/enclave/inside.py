@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,13 @@ from cloister.bundle.file import Bundle, sealed_slice_bytes
 from cloister.bundle.keys import fingerprint
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
-from cloister.enclave.wire import EnclaveStats, Kind, Loaded, Parameter, Region
+from cloister.enclave.steps import Place
+from cloister.enclave.wire import EnclaveStats, Kind, Loaded, Parameter, Region, RunState
 from cloister.errors import BundleError, EnclaveError, EnclaveOutOfMemory, NotForThisDevice, ProtocolError
 from cloister.units import format_bytes
 
-__all__ = ["PAYLOAD_MARGIN_BYTES", "Inside", "Rows", "Windows"]
+__all__ = ["Inside", "Windows"]
 
-#: One image's value for each image of a piece: (n, n_bytes) uint8, in memory order.
-Rows = npt.NDArray[np.uint8]
-
-_ALIGNMENT = 64
-#: Payload memory beside images and results: each starts at a multiple of `_ALIGNMENT`.
-PAYLOAD_MARGIN_BYTES = 2 * _ALIGNMENT
 #: A trusted application serves one call at a time: so long a client makes others wait, unless a group is larger.
 _CALL_IMAGES = 8
 #: What is shared with a trusted application is counted in these.
@@ -126,34 +121,49 @@ class Inside:
             )
         return min(most, max(_CALL_IMAGES, self._bundle.manifest.plan.lanes))
 
-    def run(self, stage: int, payload: Rows, out_bytes: int) -> Rows:
-        """Run a stage on (N, in_bytes); gives (N, out_bytes)."""
-        n_images = len(payload)
-        images = Parameter(Kind.INPUT, Region.PAYLOAD, _align(CONTROL_BYTES), payload.size)
-        results = Parameter(Kind.OUTPUT, Region.PAYLOAD, _align(images.offset + images.size), n_images * out_bytes)
-        memory = np.frombuffer(self.enclave.payload, np.uint8)
-        memory[images.offset : images.offset + images.size] = payload.reshape(-1)
-        self._call_until_done(stage, n_images, images, results)
-        self.bytes_in += images.size
-        self.bytes_out += results.size
-        # A copy: the memory is the enclave's to write in the next call.
-        return memory[results.offset : results.offset + results.size].reshape(n_images, out_bytes).copy()
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """The payload memory for `Steps`, behind the commands' own blocks."""
+        return np.frombuffer(self.enclave.payload, np.uint8)[CONTROL_BYTES:]
 
-    def _call_until_done(self, stage: int, n_images: int, images: Parameter, results: Parameter) -> None:
-        """The enclave alone says which slices it needs; each answer that is not an error gets it further."""
+    def prepare(self, stage: int, images: Place, results: Place) -> Callable[[], None]:
+        """Make a call that runs a stage.
+
+        Args:
+            stage: index of the stage in the program.
+            images: its input payload, in `memory`.
+            results: where its output payload goes, there too.
+        """
+        given = Parameter(Kind.INPUT, Region.PAYLOAD, CONTROL_BYTES + images.offset, images.rows.size)
+        taken = Parameter(Kind.OUTPUT, Region.PAYLOAD, CONTROL_BYTES + results.offset, results.rows.size)
+        n_images = len(images.rows)
         # What stays is open since the load: showing it again would only copy it.
-        first, resume, before = self.windows.first_streamed, False, (-1, -1)
-        while True:
-            count, window = self.windows.at(first, self.room_bytes(images, results))
-            block = wire.pack_run(stage, n_images, first, count, resume=resume)
-            state = self.enclave.run(block, images, results, window)
+        begin = self._prepare_part(stage, n_images, self.windows.first_streamed, given, taken, resume=False)
+
+        def run() -> None:
+            state, before = begin(), (-1, -1)
             self.calls += 1
-            if state.needed_slice is None:
-                return
-            here = (state.images_done, state.needed_slice)
-            if state.needed_slice >= self.loaded.n_slices or here == before or state.images_done > n_images:
-                raise ProtocolError(f"the enclave asks for slice {state.needed_slice} and does not get any further")
-            first, resume, before = state.needed_slice, True, here
+            # The enclave alone says which slices it needs; each answer that is not an error gets it further.
+            while state:
+                needed = state.needed_slice
+                here = (state.images_done, needed)
+                if needed >= self.loaded.n_slices or here == before or state.images_done > n_images:
+                    raise ProtocolError(f"the enclave asks for slice {needed} and does not get any further")
+                state, before = self._prepare_part(stage, n_images, needed, given, taken, resume=True)(), here
+                self.calls += 1
+            self.bytes_in += given.size
+            self.bytes_out += taken.size
+
+        return run
+
+    def _prepare_part(
+        self, stage: int, n_images: int, first: int, given: Parameter, taken: Parameter, *, resume: bool
+    ) -> Callable[[], RunState | None]:
+        """A call that shows the enclave slices from `first` on."""
+        count, window = self.windows.at(first, self.room_bytes(given, taken))
+        return self.enclave.prepare_run(
+            wire.pack_run(stage, n_images, first, count, resume=resume), given, taken, window
+        )
 
     def room_bytes(self, *others: Parameter) -> int:
         """What a call has left for slices beside its block and the others."""
@@ -217,7 +227,3 @@ class Windows:
 def _pages(n_bytes: int) -> int:
     """Bytes of whole pages."""
     return -(-n_bytes // _PAGE_BYTES) * _PAGE_BYTES
-
-
-def _align(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT

@@ -6,7 +6,10 @@ It isolates a process, not hardware: it keeps the inside from the client and fro
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
+import functools
 import importlib.resources
 import mmap
 import os
@@ -14,12 +17,15 @@ import signal
 import socket
 import subprocess
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn, cast
+
+import numpy as np
 
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
+from cloister.enclave.core import load_library, pointer
 from cloister.enclave.wire import Command, EnclaveInfo, Parameter
 from cloister.errors import EnclaveCrashed, EnclaveUnavailable, ProtocolError, UserError
 
@@ -41,6 +47,15 @@ _SMALL_STORE_BYTES = 4096
 _END_SECONDS = 5.0
 _STDERR_BYTES = 4000
 _HINT = "cloister-enclave: hint: "
+#: `cl_peer` of `native/posix/client.h`, and its answer to a response that is no success.
+_PEER = np.dtype(
+    [
+        *((name, np.int32) for name in ("socket", "process", "processor")),
+        *((name, np.uint32) for name in ("sequence", "sent", "received")),
+        ("last_ns", np.uint64),
+    ]
+)
+_OTHER = -1
 #: Nobody may change the size, and nobody may lift that.
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -135,7 +150,9 @@ class LocalEnclave(Enclave):
             undo.pop_all()
         # Runs at the latest when the object is collected or the interpreter exits: no process is left behind.
         self._end = weakref.finalize(self, _end, self._process, self._socket, self._errors)
-        self._sequence = 0
+        self._peer = np.zeros(1, _PEER)
+        self._peer[["socket", "process", "processor"]] = self._socket.fileno(), self._process.pid, -1
+        self._peer_call = _peer_call()
         try:
             self.info = wire.unpack_info(self._answer(Command.INFO, wire.INFO_BYTES))
         except BaseException:
@@ -149,30 +166,36 @@ class LocalEnclave(Enclave):
 
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
         """See `Enclave.call`."""
-        self._require_open()
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return self.prepare(command, parameters)()
+
+    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], tuple[int, ...]]:
+        """See `Enclave.prepare`."""
+        request = np.frombuffer(bytearray(wire.pack_request(0, command, parameters)), np.uint8)
+        response = np.zeros(wire.RESPONSE_BYTES, np.uint8)
+        arguments = pointer(self._peer), pointer(request), pointer(response)
+        parameters = tuple(parameters)
+
+        def call() -> tuple[int, ...]:
+            self._require_open()
+            while (status := self._peer_call(*arguments)) == errno.EINTR:
+                pass  # Python's own handlers run here
+            if status == _OTHER:
+                self._refused(command, parameters, response.tobytes(), int(request.view(np.uint32)[1]))
+            elif status:
+                raise self._crashed(command)
+            return wire.unpack_sizes(response.tobytes())
+
+        return call
+
+    def _refused(self, command: Command, parameters: Sequence[Parameter], response: bytes, sequence: int) -> NoReturn:
+        """Raise what a response means that is no success."""
         try:
-            # No signal: where the client lets SIGPIPE end it, a crash must still come as an error.
-            self._socket.sendall(wire.pack_request(self._sequence, command, parameters), socket.MSG_NOSIGNAL)
-            frame = self._receive(wire.RESPONSE_BYTES)
-        except OSError as error:
-            raise self._crashed(command) from error
-        if len(frame) != wire.RESPONSE_BYTES:
-            raise self._crashed(command)
-        try:
-            result, sizes = wire.unpack_response(frame, self._sequence, parameters)
+            result, _ = wire.unpack_response(response, sequence, parameters)
         except ProtocolError:
             self.close()  # which bytes belong to which response is unknown from here on
             raise
         wire.check_result(result, command)
-        return sizes
-
-    def _receive(self, n_bytes: int) -> bytes:
-        """Bytes from the enclave, fewer if the stream ends."""
-        frame = bytearray()
-        while len(frame) < n_bytes and (piece := self._socket.recv(n_bytes - len(frame))):
-            frame += piece
-        return bytes(frame)
+        raise AssertionError("a success was taken for an error")
 
     def _crashed(self, command: Command) -> EnclaveCrashed:
         """The error for an enclave that is gone, with what is known of its end."""
@@ -181,6 +204,14 @@ class LocalEnclave(Enclave):
         how = _describe_exit(self._process.returncode)
         message = f"the enclave {how} during `{command.name.lower()}`" + (f": {said}" if said else "")
         return EnclaveCrashed(message, hint or "load the bundle again; `cloister doctor` checks the enclave")
+
+
+@functools.cache
+def _peer_call() -> Callable[..., int]:
+    """`cl_peer_call` of `native/posix/client.h`."""
+    call = load_library().cl_peer_call
+    call.argtypes = [ctypes.c_void_p] * 3
+    return cast("Callable[..., int]", call)
 
 
 def memory_file(name: str, n_bytes: int) -> BinaryIO:

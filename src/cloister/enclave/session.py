@@ -18,8 +18,10 @@ from cloister.bundle.manifest import Step
 from cloister.compile.ir import Tensor
 from cloister.enclave.client import Enclave
 from cloister.enclave.connect import check_enclave, connect
-from cloister.enclave.inside import PAYLOAD_MARGIN_BYTES, Inside, Rows
+from cloister.enclave.core import OutsideProgram, allocate
+from cloister.enclave.inside import Inside
 from cloister.enclave.local import MIN_HEAP_BYTES
+from cloister.enclave.steps import Prepare, Steps, memory_bytes
 from cloister.enclave.wire import EnclaveInfo, EnclaveStats
 from cloister.errors import (
     BundleError,
@@ -28,7 +30,6 @@ from cloister.errors import (
 from cloister.planning.plan import BoardPlan
 
 if TYPE_CHECKING:
-    from cloister.enclave.core import OutsideProgram
     from cloister.enclave.torch_stage import TorchStage
 
 __all__ = ["Session", "Stats", "StepStats", "load"]
@@ -37,6 +38,8 @@ __all__ = ["Session", "Stats", "StepStats", "load"]
 _OUTSIDE = ("program", "constants")
 #: Images travel together until this much memory is shared; a larger image travels alone.
 _PIECE_BYTES = 4 << 20
+#: Steps are kept for so many numbers of images.
+_KEPT_STEPS = 4
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,14 +164,18 @@ class Session:
         self._tensors = {info.name: Tensor(**msgspec.structs.asdict(info)) for info in manifest.tensors}
         self._counters = [_Counter() for _ in manifest.steps]
         self._images = 0
-        self._piece_images = max(1, _PIECE_BYTES // max(map(self._step_bytes, manifest.steps), default=1))
+        self._piece_images = max(1, _PIECE_BYTES // self._memory_bytes(1))
         parts: dict[str, int] = {part.kind: index for index, part in enumerate(manifest.parts) if part.kind != "torch"}
         self._outside = self._open_outside(*(bundle.part(parts[kind]) for kind in _OUTSIDE)) if parts else None
         self._check_outside()
         self._torch = _open_torch(bundle)
+        self._steps: dict[int, Steps] = {}
         self._inside = self._open_inside(enclave, window_bytes)
         if self._inside:
             self._piece_images = self._whole_groups(min(self._piece_images, self._inside.most_images))
+
+    def _memory_bytes(self, n_images: int) -> int:
+        return memory_bytes(self.bundle.manifest, self._tensors, n_images)
 
     def _whole_groups(self, n_images: int) -> int:
         """Whole groups of lanes if it is more than one, since a group opens its slices."""
@@ -176,8 +183,6 @@ class Session:
         return n_images - n_images % lanes if n_images > lanes else n_images
 
     def _open_outside(self, program: bytes, constants: bytes | memoryview) -> OutsideProgram:
-        from cloister.enclave.core import OutsideProgram  # needs the core library, a model that is all inside does not
-
         return OutsideProgram(program, constants)
 
     def _open_inside(self, enclave: str, window_bytes: int | None) -> Inside | None:
@@ -186,7 +191,7 @@ class Session:
         )
         if step_bytes is None:
             return None
-        opened = self._connect(enclave, self._piece_images * step_bytes + PAYLOAD_MARGIN_BYTES)
+        opened = self._connect(enclave, self._memory_bytes(self._piece_images))
         return Inside(self.bundle, opened, step_bytes=step_bytes, window_bytes=window_bytes)
 
     def _connect(self, enclave: str, payload_bytes: int) -> Enclave:
@@ -250,40 +255,34 @@ class Session:
             IntegrityError: a slice was changed.
             EnclaveError: the enclave failed; the session is of no more use if it crashed.
         """
-        manifest = self.bundle.manifest
-        _check_input(x, self._tensors[manifest.input])
-        output = self._tensors[manifest.output]
-        result = np.empty((len(x), *output.shape), np.float32)
+        _check_input(x, self._tensors[self.bundle.manifest.input])
+        result = np.empty((len(x), *self._tensors[self.bundle.manifest.output].shape), np.float32)
         for start in range(0, len(x), self._piece_images):
             piece = x[start : start + self._piece_images]
-            values = {manifest.input: _to_rows(piece, self._tensors[manifest.input])}
-            for step, counter in zip(manifest.steps, self._counters, strict=True):
+            steps = self._steps.get(len(piece)) or self._make_steps(len(piece))
+            steps.input[...] = piece
+            for call, counter in zip(steps.calls, self._counters, strict=True):
                 begin = time.perf_counter()
-                values.update(self._run_step(step, values))
+                call()
                 counter.calls += 1
                 counter.seconds += time.perf_counter() - begin
-            result[start : start + len(piece)] = _from_rows(values[manifest.output], output)
+            result[start : start + len(piece)] = steps.output
             self._images += len(piece)
         return result
 
-    def _run_step(self, step: Step, values: dict[str, Rows]) -> dict[str, Rows]:
-        inputs = [values[name] for name in step.inputs]
-        outputs = [self._tensors[name] for name in step.outputs]
-        if step.world == "torch":
-            images = [_from_rows(rows, self._tensors[name]) for name, rows in zip(step.inputs, inputs, strict=True)]
-            results = self._torch[step.index].run(images)
-            return _check_results(step, results, outputs, len(inputs[0]))
-        payload = inputs[0] if len(inputs) == 1 else np.concatenate(inputs, axis=1)
-        if step.world == "inside":
-            assert self._inside is not None  # the bundle's checks guarantee it
-            rows = self._inside.run(step.index, payload, self._n_bytes(step.outputs))
-        else:
-            assert self._outside is not None
-            rows = self._outside.run(step.index, payload)
-        if len(outputs) == 1:
-            return {step.outputs[0]: rows}
-        ends = np.cumsum([tensor.n_bytes for tensor in outputs])[:-1]
-        return dict(zip(step.outputs, np.split(rows, ends, axis=1), strict=True))
+    def _make_steps(self, n_images: int) -> Steps:
+        """The steps for so many images: kept for the next piece or run, which has as many or is a last one."""
+        prepare: dict[str, Prepare] = {}
+        if outside := self._outside:
+            prepare["outside"] = lambda stage, given, taken: outside.prepare(stage, given.rows, taken.rows)
+        if self._inside:
+            prepare["inside"] = self._inside.prepare
+        memory = self._inside.memory if self._inside else allocate(self._memory_bytes(n_images))
+        steps = Steps(self.bundle.manifest, self._tensors, n_images, memory, prepare, self._torch)
+        while len(self._steps) >= _KEPT_STEPS:
+            del self._steps[next(iter(self._steps))]
+        self._steps[n_images] = steps
+        return steps
 
     @property
     def stats(self) -> Stats:
@@ -321,6 +320,7 @@ class Session:
 
     def close(self) -> None:
         """End the enclave and close the bundle. May be called again."""
+        self._steps.clear()  # they look into the enclave's memory
         if self._inside:
             self._inside.close()
         self.bundle.close()
@@ -346,17 +346,6 @@ def _open_torch(bundle: Bundle) -> list[TorchStage]:
     return [TorchStage(bundle.part(index), f"{bundle.path}: outside part {index}") for index in parts]
 
 
-def _check_results(
-    step: Step, results: Sequence[npt.NDArray[np.generic]], outputs: Sequence[Tensor], n_images: int
-) -> dict[str, Rows]:
-    """The results of an exported program as rows; a wrong one is refused before it is looked at as bytes."""
-    expected = [(np.dtype(tensor.dtype), (n_images, *tensor.shape)) for tensor in outputs]
-    got = [(result.dtype, result.shape) for result in results]
-    if got != expected:
-        raise BundleError(f"expected {expected} from torch stage {step.index}, but got {got}")
-    return {tensor.name: _to_rows(result, tensor) for tensor, result in zip(outputs, results, strict=True)}
-
-
 # --- Tensors -----------------------------------------------------------------------------------------------------
 
 
@@ -371,18 +360,3 @@ def _check_input(x: npt.NDArray[np.float32], tensor: Tensor) -> None:
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise InputError(f"expected finite values, but got {x[where]} at {where}, the first of {(~finite).sum()}")
-
-
-def _to_rows(images: npt.NDArray[np.generic], tensor: Tensor) -> Rows:
-    """(N, *shape) as (N, n_bytes) in memory order."""
-    if len(tensor.shape) == 3:
-        images = images.transpose(0, 2, 3, 1)  # (N, H, W, C)
-    return np.ascontiguousarray(images).view(np.uint8).reshape(len(images), tensor.n_bytes)
-
-
-def _from_rows(rows: Rows, tensor: Tensor) -> npt.NDArray[np.generic]:
-    """(N, n_bytes) in memory order as (N, *shape)."""
-    values = np.ascontiguousarray(rows).reshape(-1).view(tensor.dtype)
-    if len(tensor.shape) == 3:
-        return values.reshape(-1, *tensor.hwc).transpose(0, 3, 1, 2)
-    return values.reshape(-1, *tensor.shape)

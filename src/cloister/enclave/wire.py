@@ -50,6 +50,7 @@ __all__ = [
     "unpack_loaded",
     "unpack_response",
     "unpack_run",
+    "unpack_sizes",
     "unpack_stats",
 ]
 
@@ -132,6 +133,12 @@ def pack_request(sequence: int, command: Command, parameters: Sequence[Parameter
     filled = [*parameters, *[NO_PARAMETER] * (N_PARAMETERS - len(parameters))]
     head = _REQUEST_HEAD.pack(b"CLRQ", sequence, command, 0)
     return head + b"".join(_PARAMETER.pack(*parameter) for parameter in filled)
+
+
+def unpack_sizes(frame: bytes) -> tuple[int, int, int, int]:
+    """The bytes used of each parameter, from a response frame that was found good."""
+    *_, first, second, third, fourth = _RESPONSE.unpack(frame)
+    return first, second, third, fourth
 
 
 def unpack_response(frame: bytes, sequence: int, parameters: Sequence[Parameter]) -> tuple[int, tuple[int, ...]]:
@@ -359,19 +366,19 @@ def pack_run(stage: int, n_images: int, window_first: int, window_count: int, *,
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """How far a run came.
+    """How far a run came that is not done.
 
     Attributes:
-        needed_slice: index of the slice that it waits for, or None if it is done.
+        needed_slice: index of the slice that it waits for.
         images_done: images that are finished.
     """
 
-    needed_slice: int | None
+    needed_slice: int
     images_done: int
 
 
-def unpack_run(block: bytes) -> RunState:
-    """Read the answer in parameter 0 of `run`.
+def unpack_run(block: bytes) -> RunState | None:
+    """Read the answer in parameter 0 of `run`: how far it came, or None if it is done.
 
     Raises:
         ProtocolError: an unknown state.
@@ -379,7 +386,7 @@ def unpack_run(block: bytes) -> RunState:
     *_, state, needed, images_done = _RUN.unpack(block)
     if state not in (_DONE, _NEEDS_SLICE):
         raise ProtocolError(f"expected the run to be done or to need a slice, but its state is {state}")
-    return RunState(needed if state == _NEEDS_SLICE else None, images_done)
+    return RunState(needed, images_done) if state == _NEEDS_SLICE else None
 
 
 class EnclaveStats(msgspec.Struct, frozen=True):

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The client's side of a call, against a peer that answers as it is told.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "client.h"
+#include "frame.h"
+#include "test.h"
+
+enum { GIVEN = 100, COMMAND_AT = 8, SIZE_AT = 16 + 16 };
+
+/* What the peer does with a request, which it finds in the command's place. */
+enum { GOOD, ERROR, NUMBER, MAGIC, ZERO, TOO_MUCH, SLOW, HALF, END };
+
+static void write_all(int fd, const uint8_t *from, size_t n)
+{
+    CHECK_EQ(write(fd, from, n), (ssize_t)n);
+}
+
+static void respond(int fd, const cl_frame *frame)
+{
+    uint8_t response[CL_RESPONSE_BYTES];
+    uint64_t used[CL_PARAMS] = {GIVEN + (frame->command == TOO_MUCH)};
+    cl_frame_answer(response, frame, frame->command == ERROR ? 7 : 0, used);
+    response[0] ^= frame->command == MAGIC;
+    response[4] ^= frame->command == NUMBER;
+    response[12] ^= frame->command == ZERO;
+    if (frame->command == SLOW) {
+        for (uint32_t i = 0; i < CL_RESPONSE_BYTES; i += 16) {
+            usleep(30000);
+            write_all(fd, response + i, 16);
+        }
+        return;
+    }
+    write_all(fd, response, frame->command == HALF ? 20 : sizeof response);
+    if (frame->command == HALF) {
+        _exit(0);
+    }
+}
+
+static void serve(int fd)
+{
+    uint8_t request[CL_REQUEST_BYTES];
+    cl_frame frame;
+    while (recv(fd, request, sizeof request, MSG_WAITALL) ==
+           (ssize_t)sizeof request) {
+        CHECK(cl_frame_read(&frame, request));
+        if (frame.command == END) {
+            break;
+        }
+        respond(fd, &frame);
+    }
+    _exit(0);
+}
+
+static cl_peer start(void)
+{
+    int ends[2];
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    pid_t process = fork();
+    CHECK(process >= 0);
+    if (process == 0) {
+        close(ends[0]);
+        serve(ends[1]);
+    }
+    close(ends[1]);
+    return (cl_peer){.socket = ends[0], .process = process, .processor = -1};
+}
+
+static void end(const cl_peer *peer)
+{
+    close(peer->socket);
+    CHECK_EQ(waitpid(peer->process, NULL, 0), peer->process);
+}
+
+static int32_t call(cl_peer *peer, uint32_t what)
+{
+    uint8_t request[CL_REQUEST_BYTES] = "CLRQ", response[CL_RESPONSE_BYTES];
+    cl_store_u32(request + COMMAND_AT, what);
+    cl_store_u32(request + SIZE_AT, GIVEN);
+    int32_t result = cl_peer_call(peer, request, response);
+    while (result == EINTR) {
+        result = cl_peer_call(peer, request, response);
+    }
+    return result;
+}
+
+static void test_answers(void)
+{
+    cl_peer peer = start();
+    static const uint32_t others[] = {ERROR, NUMBER, MAGIC, ZERO, TOO_MUCH};
+    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        CHECK_EQ(call(&peer, others[i]), CL_PEER_OTHER);
+        CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    }
+    CHECK_EQ(peer.sequence, 11);
+    end(&peer);
+}
+
+static void test_a_peer_that_ends(void)
+{
+    cl_peer peer = start();
+    CHECK_EQ(call(&peer, HALF), ECONNRESET);
+    CHECK(call(&peer, GOOD) != CL_PEER_GOOD); /* and no signal */
+    end(&peer);
+    peer = start();
+    CHECK_EQ(call(&peer, END), ECONNRESET);
+    end(&peer);
+}
+
+static void on_alarm(int number)
+{
+    (void)number;
+}
+
+/* Signals between any two bytes lose nothing. */
+static void test_signals(void)
+{
+    cl_peer peer = start();
+    struct sigaction action = {.sa_handler = on_alarm};
+    struct itimerval often = {{0, 7000}, {0, 7000}}, never = {{0, 0}, {0, 0}};
+    CHECK_EQ(sigaction(SIGALRM, &action, NULL), 0);
+    CHECK_EQ(setitimer(ITIMER_REAL, &often, NULL), 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        CHECK_EQ(call(&peer, SLOW), CL_PEER_GOOD);
+    }
+    CHECK_EQ(setitimer(ITIMER_REAL, &never, NULL), 0);
+    CHECK_EQ(peer.sequence, 3);
+    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    end(&peer);
+}
+
+static int processors_of(const cl_peer *peer)
+{
+    cpu_set_t set;
+    CHECK_EQ(sched_getaffinity(peer->process, sizeof set, &set), 0);
+    return CPU_COUNT(&set);
+}
+
+/* Beside the caller where calls are short, anywhere where they are not. */
+static void test_placement(void)
+{
+    cl_peer peer = start();
+    int all = processors_of(&peer);
+    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    CHECK_EQ(processors_of(&peer), 1);
+    CHECK_EQ(call(&peer, SLOW), CL_PEER_GOOD);
+    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    CHECK_EQ(processors_of(&peer), all);
+    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
+    CHECK_EQ(processors_of(&peer), 1);
+    end(&peer);
+}
+
+int main(void)
+{
+    test_answers();
+    test_a_peer_that_ends();
+    test_signals();
+    test_placement();
+    return 0;
+}
