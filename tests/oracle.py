@@ -99,7 +99,8 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
     acc = np.empty((len(x), *out.hwc), dtype=np.int32 if source.dtype == "int8" else F32)
     acc[:] = op.bias
     n_terms = op.weight[0].size
-    for (ky, kx), (read, _) in zip(
+    depthwise = op.groups > 1 and op.groups == n_units == n_channels * op.groups
+    for (ky, kx), (read, inside) in zip(
         np.ndindex(*kernel), taps(x, out, kernel, op.stride, op.padding, op.dilation), strict=True
     ):
         for group in range(op.groups):
@@ -113,7 +114,9 @@ def conv(op: ir.Conv, graph: ir.Graph, memory: dict[str, Array], sequential_term
                     )
             elif n_terms <= sequential_terms:
                 for k in range(n_channels):
-                    acc[..., units] = fma(part[..., k, None], weight[k], acc[..., units])
+                    before = acc[..., units]
+                    after = fma(part[..., k, None], weight[k], before)
+                    acc[..., units] = np.where(inside[..., None], after, before) if depthwise else after
             else:
                 acc[..., units] += product(part, weight)
     if source.dtype == "float32":

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How fast int8 convs are with each kernel of this machine, measured in turns:
- * medians. bench_conv [KERNEL] measures one.
+ * How fast convs are with each kernel of this machine, measured in turns:
+ * medians. bench_conv int8|float32 [KERNEL] measures one.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "float32.h"
 #include "int8.h"
 #include "kernels.h"
 
@@ -43,6 +44,13 @@ static const layer layers[] = {
     {"linear 512-10", 1, 512, 10, 1, 1, 1},
 };
 
+/* A kernel of one of the two. */
+typedef struct choice {
+    const char *name;
+    const cl_kernel *int8;
+    const cl_kernel_f32 *float32;
+} choice;
+
 typedef struct bench {
     cl_op op;
     cl_slice slice;
@@ -50,43 +58,51 @@ typedef struct bench {
     uint8_t *arena;
 } bench;
 
+/* Read as float32, it has no subnormal numbers, which are slow. */
 static void *aligned(uint64_t n)
 {
     uint8_t *p = aligned_alloc(64, (n + 63) / 64 * 64);
     for (uint64_t i = 0; p != NULL && i < n; i++) {
-        p[i] = (uint8_t)(i * 7 % 251);
+        p[i] = i % 4 == 3 ? 60 : (uint8_t)(i * 7 % 251);
     }
     return p;
 }
 
-static bench prepare(const layer *l)
+static bench prepare(const layer *l, uint32_t dtype)
 {
     uint32_t in_side = l->side * l->stride, in_bytes, out_bytes;
+    uint32_t item = dtype == CL_FLOAT32 ? 4 : 1;
     bench b = {.slice = {0, l->units, 0, 0, 0}};
-    in_bytes = (in_side * in_side * l->c + 63) / 64 * 64;
-    out_bytes = (l->side * l->side * l->units + 63) / 64 * 64;
+    in_bytes = (in_side * in_side * l->c * item + 63) / 64 * 64;
+    out_bytes = (l->side * l->side * l->units * item + 63) / 64 * 64;
     b.op = (cl_op){
         .code = CL_OP_CONV,
-        .in = {0, CL_INT8, in_side, in_side, l->c, 3},
-        .out = {in_bytes, CL_INT8, l->side, l->side, l->units, -7},
+        .in = {0, dtype, in_side, in_side, l->c, item == 1 ? 3 : 0},
+        .out = {in_bytes, dtype, l->side, l->side, l->units, 0},
         .window = {l->k, l->k, l->stride, l->stride, l->k / 2, l->k / 2, 1, 1},
         .groups = l->groups,
         .scratch = in_bytes + out_bytes,
         .lo = -121,
         .hi = 134,
-        .zero = -7,
+        .zero = item == 1 ? -7 : 0,
     };
     b.arena = aligned(b.op.scratch + cl_strip_of(&b.op).bytes);
-    b.data = aligned(cl_packed_units(&b.op, 0, l->units) *
-                     (cl_packed_taps(&b.op) + 12));
+    b.data = aligned(item == 1 ? cl_packed_units(&b.op, 0, l->units) *
+                                     (cl_packed_taps(&b.op) + 12)
+                               : 4 * l->units * (cl_conv_taps(&b.op) + 1));
     return b;
 }
 
-static double measure(bench *b, const cl_kernel *kernel, int repeats)
+static double measure(bench *b, const choice *kernel, int repeats)
 {
     double start = seconds();
     for (int i = 0; i < repeats; i++) {
-        cl_conv_int8(&b->op, &b->slice, b->data, b->arena, kernel);
+        if (kernel->int8 != NULL) {
+            cl_conv_int8(&b->op, &b->slice, b->data, b->arena, kernel->int8);
+        } else {
+            cl_conv_float32(&b->op, &b->slice, b->data, b->arena,
+                            kernel->float32);
+        }
     }
     return (seconds() - start) / repeats;
 }
@@ -103,30 +119,42 @@ static double median(double *times)
     return times[ROUNDS / 2];
 }
 
-static uint32_t find_kernels(const cl_kernel **kernels, const char *name)
+static choice choice_at(uint32_t dtype, uint32_t index, bool amx)
+{
+    const cl_kernel *int8 = cl_kernel_at(index, amx);
+    const cl_kernel_f32 *float32 = cl_kernel_f32_at(index);
+    if (dtype == CL_INT8) {
+        return (choice){int8 != NULL ? int8->name : NULL, int8, NULL};
+    }
+    return (choice){float32 != NULL ? float32->name : NULL, NULL, float32};
+}
+
+static uint32_t find_kernels(choice *kernels, uint32_t dtype, const char *name)
 {
     uint32_t n = 0;
     bool amx = cl_amx_permit();
-    const cl_kernel *kernel;
-    for (uint32_t i = 0; (kernel = cl_kernel_at(i, amx)) != 0; i++) {
+    choice kernel;
+    for (uint32_t i = 0; (kernel = choice_at(dtype, i, amx)).name != NULL;
+         i++) {
         if (n < MOST_KERNELS &&
-            (name == NULL || strcmp(name, kernel->name) == 0)) {
+            (name == NULL || strcmp(name, kernel.name) == 0)) {
             kernels[n++] = kernel;
         }
     }
     return n;
 }
 
-static void report(const layer *l, const cl_kernel **kernels, uint32_t n)
+static void report(const layer *l, uint32_t dtype, const choice *kernels,
+                   uint32_t n)
 {
     double times[MOST_KERNELS][ROUNDS];
-    bench b = prepare(l);
+    bench b = prepare(l, dtype);
     double products = (double)l->side * l->side * l->units *
                       (double)cl_conv_taps(&b.op);
     int repeats = 1 + (int)(2e6 / products);
     for (int round = 0; round < ROUNDS; round++) {
         for (uint32_t i = 0; i < n; i++) {
-            times[i][round] = measure(&b, kernels[i], repeats);
+            times[i][round] = measure(&b, &kernels[i], repeats);
         }
     }
     printf("%-20s", l->name);
@@ -141,15 +169,17 @@ static void report(const layer *l, const cl_kernel **kernels, uint32_t n)
 
 int main(int argc, char **argv)
 {
-    const cl_kernel *kernels[MOST_KERNELS];
-    uint32_t n = find_kernels(kernels, argc > 1 ? argv[1] : NULL);
+    bool is_float = argc > 1 && strcmp(argv[1], "float32") == 0;
+    uint32_t dtype = is_float ? CL_FLOAT32 : CL_INT8;
+    choice kernels[MOST_KERNELS];
+    uint32_t n = find_kernels(kernels, dtype, argc > 2 ? argv[2] : NULL);
     printf("%-20s", "us, GMAC/s");
     for (uint32_t i = 0; i < n; i++) {
-        printf(" %18s", kernels[i]->name);
+        printf(" %18s", kernels[i].name);
     }
     printf("\n");
     for (uint32_t i = 0; i < sizeof layers / sizeof layers[0]; i++) {
-        report(&layers[i], kernels, n);
+        report(&layers[i], dtype, kernels, n);
     }
     return n == 0;
 }

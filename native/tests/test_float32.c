@@ -121,9 +121,9 @@ static void release_trial(trial *t)
     release(&t->data);
 }
 
-/* What tap k reads; 0 outside. */
-static float tap(const cl_op *op, const float *in, uint32_t position,
-                 uint32_t group, uint32_t k)
+/* What tap k reads; null outside. */
+static const float *tap(const cl_op *op, const float *in, uint32_t position,
+                        uint32_t group, uint32_t k)
 {
     const cl_window *w = &op->window;
     uint32_t n = op->in.c / op->groups;
@@ -131,9 +131,9 @@ static float tap(const cl_op *op, const float *in, uint32_t position,
     int64_t x = (int64_t)(position % op->out.w * w->sw + k / n % w->kw * w->dw);
     y -= w->pt, x -= w->pl;
     if (y < 0 || x < 0 || y >= op->in.h || x >= op->in.w) {
-        return 0;
+        return NULL;
     }
-    return in[(y * op->in.w + x) * op->in.c + group * n + k % n];
+    return &in[(y * op->in.w + x) * op->in.c + group * n + k % n];
 }
 
 static float expected(const trial *t, const float *in, uint32_t position,
@@ -143,8 +143,12 @@ static float expected(const trial *t, const float *in, uint32_t position,
     uint32_t group = unit / (t->op.out.c / t->op.groups);
     float sum = t->biases[i];
     for (uint32_t k = 0; k < t->n_taps; k++) {
-        float x = tap(&t->op, in, position, group, k);
-        float w = t->weights[i * t->n_taps + k], product = x * w;
+        const float *from = tap(&t->op, in, position, group, k);
+        float x = from != NULL ? *from : 0, w = t->weights[i * t->n_taps + k];
+        float product = x * w;
+        if (from == NULL && cl_is_depthwise(&t->op)) {
+            continue;
+        }
         sum = fused ? fmaf(x, w, sum) : sum + product;
     }
     return cl_clamp(sum, t->op.lo, t->op.hi);

@@ -69,7 +69,14 @@ static void run_depthwise(const cl_op *op, const cl_slice *slice,
         .n_units = slice->n_units,
         .out = cl_at_f32(arena, &op->out) + slice->first_unit,
     };
-    kernel->depthwise(&d);
+    cl_patch patch = {.position = 0};
+    for (uint32_t oy = 0; oy < op->out.h; oy++) {
+        patch.rows = cl_patch_rows(op, oy);
+        for (uint32_t ox = 0; ox < op->out.w; ox++, patch.position++) {
+            patch.cols = cl_patch_cols(op, ox);
+            kernel->depthwise(&d, &patch);
+        }
+    }
 }
 
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,

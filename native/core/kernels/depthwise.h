@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Which taps of a depthwise conv lie in the input.
+ * Which taps of a depthwise conv lie in the input: only they count.
  */
 #ifndef CL_DEPTHWISE_H
 #define CL_DEPTHWISE_H
@@ -11,15 +11,19 @@
 typedef struct cl_patch {
     cl_span rows;
     cl_span cols;
+    uint64_t position;
 } cl_patch;
 
-CL_INLINE cl_patch cl_patch_of(const cl_op *op, uint32_t position)
+CL_INLINE cl_span cl_patch_rows(const cl_op *op, uint32_t oy)
 {
     const cl_window *w = &op->window;
-    return (cl_patch){
-        cl_span_of(position / op->out.w, w->sh, w->pt, w->dh, w->kh, op->in.h),
-        cl_span_of(position % op->out.w, w->sw, w->pl, w->dw, w->kw, op->in.w),
-    };
+    return cl_span_of(oy, w->sh, w->pt, w->dh, w->kh, op->in.h);
+}
+
+CL_INLINE cl_span cl_patch_cols(const cl_op *op, uint32_t ox)
+{
+    const cl_window *w = &op->window;
+    return cl_span_of(ox, w->sw, w->pl, w->dw, w->kw, op->in.w);
 }
 
 /* Returns: index of an input element, for a tap that lies inside. */

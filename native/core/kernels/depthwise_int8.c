@@ -66,23 +66,22 @@ CL_INLINE void finish(const depthwise *d, const int32_t *sums,
     memcpy(d->out + at, results, n);
 }
 
-CL_INLINE void block(const depthwise *d, const cl_patch *patch,
-                     uint64_t position, uint32_t c, uint32_t n)
+CL_INLINE void block(const depthwise *d, const cl_patch *patch, uint32_t c,
+                     uint32_t n)
 {
     int32_t sums[CHANNELS] = {0};
     add_taps(d, sums, patch, c, n);
-    finish(d, sums, position, c, n);
+    finish(d, sums, patch->position, c, n);
 }
 
-CL_HOT static void run_position(const depthwise *d, const cl_patch *patch,
-                                uint64_t position)
+CL_HOT static void run_position(const depthwise *d, const cl_patch *patch)
 {
     uint32_t c = 0;
     for (; d->n_units - c >= CHANNELS; c += CHANNELS) {
-        block(d, patch, position, c, CHANNELS);
+        block(d, patch, c, CHANNELS);
     }
     if (c < d->n_units) {
-        block(d, patch, position, c, d->n_units - c);
+        block(d, patch, c, d->n_units - c);
     }
 }
 
@@ -90,7 +89,7 @@ void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
                        const uint8_t *data, uint8_t *arena)
 {
     uint64_t item = op->out.dtype == CL_FLOAT32 ? 4 : 1;
-    uint64_t n_positions = cl_positions(&op->out), n = slice->n_units;
+    uint64_t n = slice->n_units;
     const uint8_t *numbers = data + cl_conv_taps(op) * n;
     const depthwise d = {
         .op = op,
@@ -101,8 +100,12 @@ void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
         .n_units = slice->n_units,
         .out = arena + op->out.offset + item * slice->first_unit,
     };
-    for (uint64_t i = 0; i < n_positions; i++) {
-        cl_patch patch = cl_patch_of(op, (uint32_t)i);
-        run_position(&d, &patch, i);
+    cl_patch patch = {.position = 0};
+    for (uint32_t oy = 0; oy < op->out.h; oy++) {
+        patch.rows = cl_patch_rows(op, oy);
+        for (uint32_t ox = 0; ox < op->out.w; ox++, patch.position++) {
+            patch.cols = cl_patch_cols(op, ox);
+            run_position(&d, &patch);
+        }
     }
 }

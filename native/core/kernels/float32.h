@@ -7,7 +7,7 @@
 #ifndef CL_FLOAT32_H
 #define CL_FLOAT32_H
 
-#include "arithmetic.h"
+#include "depthwise.h"
 
 /* Positions in a grid times the units of one group in one slice.
  *
@@ -45,7 +45,7 @@ typedef struct cl_depthwise_f32 {
 typedef struct cl_kernel_f32 {
     const char *name;
     void (*multiply)(const cl_product_f32 *p);
-    void (*depthwise)(const cl_depthwise_f32 *d);
+    void (*depthwise)(const cl_depthwise_f32 *d, const cl_patch *patch);
     bool fused; /* a multiply-add rounds once */
 } cl_kernel_f32;
 

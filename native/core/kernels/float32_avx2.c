@@ -12,6 +12,7 @@
 #define LANES 8u
 #define TILE_ROWS 6u
 #define TILE_VECTORS 2u
+#define AHEAD 1024
 
 typedef __m256 vec;
 
@@ -41,14 +42,9 @@ TARGET CL_INLINE void store_some(float *to, vec v, uint32_t n)
     _mm256_maskstore_ps(to, mask_of(n), v);
 }
 
-TARGET CL_INLINE vec splat(const float *from)
+TARGET CL_INLINE vec splat(float x)
 {
-    return _mm256_broadcast_ss(from);
-}
-
-TARGET CL_INLINE vec zeros(void)
-{
-    return _mm256_setzero_ps();
+    return _mm256_set1_ps(x);
 }
 
 TARGET CL_INLINE vec fuse(vec x, vec w, vec sum)

@@ -12,6 +12,7 @@
 #define LANES 16u
 #define TILE_ROWS 8u
 #define TILE_VECTORS 2u
+#define AHEAD 1024
 
 typedef __m512 vec;
 
@@ -40,14 +41,9 @@ TARGET CL_INLINE void store_some(float *to, vec v, uint32_t n)
     _mm512_mask_storeu_ps(to, mask_of(n), v);
 }
 
-TARGET CL_INLINE vec splat(const float *from)
+TARGET CL_INLINE vec splat(float x)
 {
-    return _mm512_set1_ps(*from);
-}
-
-TARGET CL_INLINE vec zeros(void)
-{
-    return _mm512_setzero_ps();
+    return _mm512_set1_ps(x);
 }
 
 TARGET CL_INLINE vec fuse(vec x, vec w, vec sum)

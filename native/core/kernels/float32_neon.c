@@ -12,6 +12,7 @@
 #define LANES 4u
 #define TILE_ROWS 4u
 #define TILE_VECTORS 4u
+#define AHEAD 0
 
 typedef float32x4_t vec;
 
@@ -39,14 +40,9 @@ CL_INLINE void store_some(float *to, vec v, uint32_t n)
     memcpy(to, lanes, 4 * n);
 }
 
-CL_INLINE vec splat(const float *from)
+CL_INLINE vec splat(float x)
 {
-    return vdupq_n_f32(*from);
-}
-
-CL_INLINE vec zeros(void)
-{
-    return vdupq_n_f32(0);
+    return vdupq_n_f32(x);
 }
 
 CL_INLINE vec fuse(vec x, vec w, vec sum)
