@@ -28,12 +28,35 @@ void cl_machine_reset(cl_machine *machine)
     machine->op_slice = 0;
 }
 
+static bool takes_slices(const cl_op *op)
+{
+    return op->code == CL_OP_CONV || op->code == CL_OP_AFFINE;
+}
+
+static cl_status find_slices_end(cl_machine *machine)
+{
+    uint32_t at = machine->stage.first_op_word;
+    uint32_t end = at + machine->stage.n_op_words;
+    machine->slices_end = 0;
+    while (at < end) {
+        cl_op op;
+        CL_TRY(cl_program_op(&machine->program, &op, at, end));
+        uint32_t last = op.first_slice + op.n_slices;
+        if (takes_slices(&op) && last > machine->slices_end) {
+            machine->slices_end = last;
+        }
+        at += op.n_words;
+    }
+    return CL_OK;
+}
+
 cl_status cl_machine_start(cl_machine *machine, uint32_t stage,
                            uint32_t n_images)
 {
     cl_machine_reset(machine);
     CL_REQUIRE(n_images >= 1, CL_BAD_ARGUMENT);
     CL_TRY(cl_program_stage(&machine->program, &machine->stage, stage));
+    CL_TRY(find_slices_end(machine));
     machine->stage_index = stage;
     machine->n_images = n_images;
     machine->running = true;
@@ -114,12 +137,13 @@ static void run_slice(const cl_machine *machine, const cl_op *op,
                       const cl_slice *slice, const uint8_t *data,
                       uint8_t *arena)
 {
+    bool further = machine->op_slice != 0;
     if (op->code == CL_OP_AFFINE) {
         cl_affine(op, slice, data, arena);
     } else if (op->in.dtype == CL_INT8) {
-        cl_conv_int8(op, slice, data, arena, machine->kernel);
+        cl_conv_int8(op, slice, data, arena, machine->kernel, further);
     } else {
-        cl_conv_float32(op, slice, data, arena, machine->kernel_f32);
+        cl_conv_float32(op, slice, data, arena, machine->kernel_f32, further);
     }
 }
 
@@ -172,7 +196,7 @@ static void run_whole(const cl_op *op, uint8_t *arena)
 
 static cl_status run_op(cl_machine *machine, const cl_op *op)
 {
-    if (op->code == CL_OP_CONV || op->code == CL_OP_AFFINE) {
+    if (takes_slices(op)) {
         return run_slices(machine, op);
     }
     for (uint32_t lane = 0; lane < machine->n_group; lane++) {

@@ -39,6 +39,7 @@ typedef struct cl_machine {
     uint32_t op_word; /* where to go on */
     uint32_t op_slice;
     uint32_t needed_slice; /* after CL_NEED_SLICE */
+    uint32_t slices_end;   /* no slice of the stage comes after these */
     bool running;
 } cl_machine;
 

@@ -27,6 +27,22 @@ bool cl_platform_amx(void)
     return false;
 }
 
+/* A trusted application has one thread. */
+bool cl_platform_beside(void)
+{
+    return false;
+}
+
+void cl_platform_give(cl_job *job)
+{
+    job->run(job, false);
+}
+
+void cl_platform_finish(cl_job *job)
+{
+    (void)job;
+}
+
 cl_heap_use cl_platform_heap_use(void)
 {
     struct pta_stats_alloc stats;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
 #include "harden.h"
 
 #include <linux/audit.h>
@@ -8,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "platform.h"
 
@@ -65,6 +67,7 @@ static struct sock_filter filter[] = {
     ALLOW(SYS_write),
     ALLOW(SYS_clock_gettime),
     ALLOW(SYS_futex),
+    ALLOW(SYS_sched_yield),
     ALLOW(SYS_getrandom),
     ALLOW(SYS_rt_sigreturn),
     ALLOW(SYS_restart_syscall),
@@ -73,14 +76,15 @@ static struct sock_filter filter[] = {
     BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 };
 
-/* It cannot be read back: the filter forbids that call too. */
+/* For all threads. It cannot be read back: the filter forbids that call too. */
 bool cl_harden_calls(void)
 {
     const struct sock_fprog program = {
         .len = sizeof filter / sizeof filter[0],
         .filter = filter,
     };
-    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) == 0;
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+                   SECCOMP_FILTER_FLAG_TSYNC, &program) == 0;
 }
 
 #else

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "beside.h"
 #include "gp.h"
 #include "harden.h"
 #include "int8.h"
@@ -190,6 +191,7 @@ int main(int argc, char **argv)
     if (!cl_crypto_open()) {
         fail(EXIT_BROKEN, "OpenSSL does not give the algorithms needed");
     }
+    cl_beside_open();
     open_state(o.state);
     wire.session = open_session();
     cl_storage_close();

@@ -5,6 +5,7 @@
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <pthread.h>
 #include <string.h>
 
 #include "decrypt.h"
@@ -36,18 +37,26 @@ static struct {
 
 /* ---- OpenSSL's memory -------------------------------------------------- */
 
+/* Both threads use OpenSSL. */
+static pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
+
 static void *crypto_get(size_t n_bytes, const char *file, int line)
 {
     (void)file;
     (void)line;
-    return cl_heap_get(&crypto.heap, n_bytes);
+    (void)pthread_mutex_lock(&heap_lock);
+    void *at = cl_heap_get(&crypto.heap, n_bytes);
+    (void)pthread_mutex_unlock(&heap_lock);
+    return at;
 }
 
 static void crypto_put(void *at, const char *file, int line)
 {
     (void)file;
     (void)line;
+    (void)pthread_mutex_lock(&heap_lock);
     cl_heap_put(&crypto.heap, at);
+    (void)pthread_mutex_unlock(&heap_lock);
 }
 
 static void *crypto_resize(void *at, size_t n_bytes, const char *file,

@@ -98,6 +98,7 @@ static TEE_Result ready_machine(cl_session *session, const uint8_t *request,
     cl_machine_init(&session->machine, &program,
                     session->base + (session->layout.arena - CL_STATE_BYTES),
                     cl_session_open_slice, session, cl_platform_amx());
+    cl_session_set_places(session);
     return TEE_SUCCESS;
 }
 
@@ -106,8 +107,12 @@ static TEE_Result load(cl_session *session, const uint8_t *request,
 {
     measure found = {0};
     size_t n_bytes = sealed->memref.size - CL_TAG_BYTES;
-    TEE_Result result =
-        cl_unseal_key(&session->opener, session->device_key, request);
+    cl_aead openers[2] = {{0}};
+    TEE_Result result = cl_unseal_key(openers, cl_platform_beside() ? 2 : 1,
+                                      session->device_key, request);
+    session->opener = openers[0];
+    session->beside = openers[1];
+    TEE_MemFill(openers, 0, sizeof openers);
     if (result == TEE_SUCCESS) {
         result = first_look(session, request, sealed, &found);
     }

@@ -51,6 +51,7 @@ TEE_Result cl_session_open_ahead(cl_session *session, uint32_t types,
     if (result == TEE_SUCCESS) {
         result = open_window(session);
     }
+    cl_session_forget_ahead(session);
     session->window = (cl_sealed_window){0};
     return result;
 }

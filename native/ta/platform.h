@@ -40,6 +40,27 @@ cl_heap_use cl_platform_heap_use(void);
 /* Returns: whether the kernels may use AMX (kernels/int8.h). */
 bool cl_platform_amx(void);
 
+/* Something to do that a second thread may do beside this one. */
+typedef struct cl_job {
+    /* In/Out: job: this; beside: whether it is the second thread. */
+    void (*run)(struct cl_job *job, bool beside);
+    uint32_t done; /* the platform's */
+} cl_job;
+
+#define CL_MOST_JOBS 8u
+
+/* Returns: whether there is a second thread. It does not run without jobs. */
+bool cl_platform_beside(void);
+
+/* Give a job; jobs are begun in the order in which they are given.
+ * In/Out: job: stays where it is until it is finished. At most CL_MOST_JOBS
+ *         may be given and not finished. */
+void cl_platform_give(cl_job *job);
+
+/* Returns when a given job is done; until then this thread runs what nobody
+ * has begun. */
+void cl_platform_finish(cl_job *job);
+
 /* Returns: nanoseconds since some fixed moment; never goes back. */
 uint64_t cl_platform_now_ns(void);
 

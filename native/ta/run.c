@@ -137,6 +137,7 @@ TEE_Result cl_session_run(cl_session *session, uint32_t types,
     }
     size_t out_bytes = params[2].memref.size;
     TEE_Result result = run(session, params);
+    cl_session_forget_ahead(session);
     session->window = (cl_sealed_window){0};
     if (result != TEE_SUCCESS) {
         cl_machine_reset(&session->machine);

@@ -53,13 +53,14 @@ TEE_Result cl_session_open(cl_session **session)
 void cl_session_unload(cl_session *session)
 {
     cl_aead_free(&session->opener);
+    cl_aead_free(&session->beside);
     if (session->block != NULL) {
         TEE_MemFill(session->block, 0, session->block_bytes);
         TEE_Free(session->block);
         session->block = NULL;
     }
     session->base = NULL;
-    session->slot_slice = CL_STREAMED;
+    session->n_places = 0;
     TEE_MemFill(&session->machine, 0, sizeof session->machine);
     TEE_MemFill(session->resident, 0, sizeof session->resident);
 }

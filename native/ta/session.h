@@ -9,6 +9,7 @@
 
 #include "aead.h"
 #include "machine.h"
+#include "platform.h"
 #include "unseal.h"
 
 /* The sealed slices that the client holds out during one call; shared. */
@@ -17,6 +18,17 @@ typedef struct cl_sealed_window {
     uint32_t first;
     uint32_t count;
 } cl_sealed_window;
+
+struct cl_session;
+
+/* A part of the slot: room for any slice that streams. */
+typedef struct cl_place {
+    cl_job job; /* opens the slice */
+    struct cl_session *session;
+    uint8_t *bytes;
+    uint32_t slice; /* CL_STREAMED for none */
+    TEE_Result result;
+} cl_place;
 
 typedef struct cl_counts {
     uint64_t runs;
@@ -30,6 +42,7 @@ typedef struct cl_counts {
 typedef struct cl_session {
     TEE_ObjectHandle device_key;
     cl_aead opener; /* the content key; none while nothing is loaded */
+    cl_aead beside; /* the same for the second thread, where there is one */
     uint8_t *block; /* as it was allocated */
     uint64_t block_bytes;
     uint8_t *base; /* the program, CL_STATE_BYTES into the layout */
@@ -38,7 +51,11 @@ typedef struct cl_session {
     cl_slice_binding binding;
     cl_sealed_window window;
     cl_counts counts;
-    uint32_t slot_slice; /* the slice in the slot, or CL_STREAMED for none */
+    cl_place places[CL_MOST_JOBS];
+    uint32_t n_places;
+    uint32_t current; /* the place in use; those behind it are next */
+    uint32_t n_ahead; /* places behind it whose slices are being opened */
+    uint32_t next;    /* the slice to be opened ahead next */
     TEE_Result failure;  /* why a slice did not open */
     uint8_t resident[CL_MAX_SLICES / 8]; /* one bit for each that is open */
 } cl_session;
@@ -73,6 +90,12 @@ TEE_Result cl_session_set_window(cl_session *session, uint32_t first,
 
 /* Returns: the same as cl_result_of, and why a slice did not open. */
 TEE_Result cl_session_result_of(const cl_session *session, cl_status status);
+
+/* Divide the slot into places; a program has been loaded. */
+void cl_session_set_places(cl_session *session);
+
+/* Nothing is opened ahead any more: what the window shows is let go. */
+void cl_session_forget_ahead(cl_session *session);
 
 /* For the machine: finds or opens a slice. In: context: the session. */
 cl_status cl_session_open_slice(void *context, uint32_t index,

@@ -27,8 +27,8 @@ static void bind_key(uint8_t *info, const uint8_t *request)
     TEE_MemMove(info, request + CL_LOAD_SUITE, CL_SUITE_BYTES);
 }
 
-TEE_Result cl_unseal_key(cl_aead *opener, TEE_ObjectHandle device_key,
-                         const uint8_t *request)
+TEE_Result cl_unseal_key(cl_aead *openers, uint32_t n,
+                         TEE_ObjectHandle device_key, const uint8_t *request)
 {
     uint8_t info[INFO_BYTES];
     uint8_t key[CL_KEY_BYTES];
@@ -42,8 +42,8 @@ TEE_Result cl_unseal_key(cl_aead *opener, TEE_ObjectHandle device_key,
     TEE_Result result =
         cl_hpke_open(device_key, key, sizeof key, sealed + CL_KEY_BYTES,
                      request + CL_LOAD_ENC, info, sizeof info);
-    if (result == TEE_SUCCESS) {
-        result = cl_aead_init(opener, suite, key);
+    for (uint32_t i = 0; i < n && result == TEE_SUCCESS; i++) {
+        result = cl_aead_init(&openers[i], suite, key);
     }
     TEE_MemFill(key, 0, sizeof key);
     return result;
@@ -90,11 +90,12 @@ void cl_slice_binding_init(cl_slice_binding *binding, const uint8_t *request,
 }
 
 TEE_Result cl_unseal_slice(const cl_aead *opener,
-                           cl_slice_binding *binding, uint8_t *slice,
+                           const cl_slice_binding *binding, uint8_t *slice,
                            uint32_t index, const uint8_t *sealed,
                            size_t n_bytes)
 {
-    cl_store_u32(binding->bytes + INDEX_AT, index);
-    return open_part(opener, slice, index, sealed, n_bytes, binding->bytes,
-                     sizeof binding->bytes);
+    cl_slice_binding bound = *binding;
+    cl_store_u32(bound.bytes + INDEX_AT, index);
+    return open_part(opener, slice, index, sealed, n_bytes, bound.bytes,
+                     sizeof bound.bytes);
 }

@@ -12,7 +12,7 @@
 #include "aead.h"
 #include "commands.h"
 
-/* What binds the slices of one bundle; the index goes in for each. */
+/* What binds the slices of one bundle, all but the index. */
 typedef struct cl_slice_binding {
     uint8_t bytes[16 + CL_BUNDLE_ID_BYTES + CL_HASH_BYTES + 8];
 } cl_slice_binding;
@@ -20,10 +20,11 @@ typedef struct cl_slice_binding {
 /* Open the content key.
  * Returns: TEE_ERROR_ACCESS_DENIED if it is not for this device, or changed;
  *          TEE_ERROR_NOT_SUPPORTED if there is no such suite.
- * Out: opener: the content key under the request's suite, to be freed.
+ * Out: openers: n times the content key under the request's suite, each to be
+ *      freed, also after a failure.
  * In:  request: the load request, CL_LOAD_BYTES, copied in. */
-TEE_Result cl_unseal_key(cl_aead *opener, TEE_ObjectHandle device_key,
-                         const uint8_t *request);
+TEE_Result cl_unseal_key(cl_aead *openers, uint32_t n,
+                         TEE_ObjectHandle device_key, const uint8_t *request);
 
 /* Copy in and open the program.
  * Returns: TEE_ERROR_MAC_INVALID if it was changed.
@@ -39,10 +40,9 @@ void cl_slice_binding_init(cl_slice_binding *binding, const uint8_t *request,
 
 /* Copy in and open one slice.
  * Returns: TEE_ERROR_MAC_INVALID if it was changed; then slice is wiped.
- * In/Out: binding: gets the index.
  * Out: slice: n_bytes; SECRET. In: sealed: shared, n_bytes + CL_TAG_BYTES. */
 TEE_Result cl_unseal_slice(const cl_aead *opener,
-                           cl_slice_binding *binding, uint8_t *slice,
+                           const cl_slice_binding *binding, uint8_t *slice,
                            uint32_t index, const uint8_t *sealed,
                            size_t n_bytes);
 

@@ -98,10 +98,11 @@ static double measure(bench *b, const choice *kernel, int repeats)
     double start = seconds();
     for (int i = 0; i < repeats; i++) {
         if (kernel->int8 != NULL) {
-            cl_conv_int8(&b->op, &b->slice, b->data, b->arena, kernel->int8);
+            cl_conv_int8(&b->op, &b->slice, b->data, b->arena, kernel->int8,
+                         false);
         } else {
             cl_conv_float32(&b->op, &b->slice, b->data, b->arena,
-                            kernel->float32);
+                            kernel->float32, false);
         }
     }
     return (seconds() - start) / repeats;

@@ -224,7 +224,7 @@ class Enclave:
 
 
 def linear_program(
-    *, resident: bool = False, budget: int = 0, factors: tuple[int, int] = (2, -1), lanes: int = 1
+    *, resident: bool = False, budget: int = 0, factors: tuple[int, int] = (2, -1), lanes: int = 1, slot: int = 64
 ) -> tuple[bytes, list[bytes]]:
     """Four int8 inputs, four outputs in two slices: y = 2x and y = -x, as int8."""
     first, second = (factor & 255 for factor in factors)
@@ -240,7 +240,7 @@ def linear_program(
     return program(
         *(64, tensors, records, ops, stages),
         resident=128 if resident else 0,
-        slot=0 if resident else 64,
+        slot=0 if resident else slot,
         budget=budget,
         lanes=lanes,
     ), slices

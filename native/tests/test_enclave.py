@@ -60,7 +60,8 @@ def check_whole_path(binary: str, suite: int) -> None:
     assert flags & 7 == 7 and flags < 64, flags
     assert info[56:65] == b"cloister " and info[120:] == bytes(40), info
     if flags & 32:  # not in builds with sanitizers
-        assert "Seccomp:\t2" in Path(f"/proc/{again.process.pid}/status").read_text()
+        for thread in Path(f"/proc/{again.process.pid}/task").iterdir():
+            assert "Seccomp:\t2" in (thread / "status").read_text()
     assert again.load(bundle) == 0
     assert again.end() == (0, "")
     other = Enclave(binary, state_folder())
@@ -121,6 +122,30 @@ def check_lanes(binary: str) -> None:
     assert answer == (0, (0, 0, 5), expected), answer
     stats = enclave.stats()
     assert stats[2:5] == (1, 5, 6), stats
+    assert enclave.end() == (0, "")
+
+
+def check_places(binary: str, suite: int) -> None:
+    """Where the slot has room for several slices, the next is opened ahead; a changed one is told when it is due."""
+    n_images = 500
+    images = bytes(i % 60 for i in range(4 * n_images))
+    expected = struct.pack(f"{4 * n_images}b", *(x * (2, -1)[i // 2 % 2] for i, x in enumerate(images)))
+    enclave = Enclave(binary, state_folder())
+    key = enclave.info()[24:56]
+    for slot in (64, 127, 128, 256, 4096):
+        bundle = Bundle(key, *linear_program(slot=slot), suite=suite)
+        sealed = b"".join(bundle.slices)
+        assert enclave.load(bundle) == 0
+        before = enclave.stats()[4]
+        for _ in range(2):
+            answer = enclave.run(0, images, n_images, 4 * n_images, sealed=sealed, count=2)
+            assert answer == (0, (0, 0, n_images), expected), answer[:2]
+        assert enclave.stats()[4] - before == 4 * n_images
+        for at in (0, len(sealed) - 1):
+            broken = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+            answer = enclave.run(0, images, n_images, 4 * n_images, sealed=broken, count=2)
+            assert answer[0] == 0xFFFF3071 and answer[2] == bytes(4 * n_images), answer[:2]
+        assert enclave.run(0, images, n_images, 4 * n_images, sealed=bundle.slices[0], count=1)[:2] == (0, (1, 1, 0))
     assert enclave.end() == (0, "")
 
 
@@ -238,6 +263,7 @@ def main() -> None:
     for suite in CIPHERS:
         check_whole_path(binary, suite)
         check_open(binary, suite)
+        check_places(binary, suite)
     check_second_load(binary)
     check_lanes(binary)
     check_refused_starts(binary)

@@ -170,9 +170,15 @@ static void check_kernel(const trial *t, const float *in, const float *wanted,
                          const cl_kernel_f32 *kernel)
 {
     uint64_t n_out = cl_tensor_bytes(&t->op.out);
+    uint8_t *got = t->arena.bytes + t->op.out.offset;
     memset(t->arena.bytes, 0x5A, t->arena.n);
     memcpy(t->arena.bytes, in, cl_tensor_bytes(&t->op.in));
-    cl_conv_float32(&t->op, &t->slice, t->data.bytes, t->arena.bytes, kernel);
+    for (int further = 0; further < 2; further++) {
+        memset(got, 0x5A, n_out);
+        cl_conv_float32(&t->op, &t->slice, t->data.bytes, t->arena.bytes,
+                        kernel, further);
+        CHECK(further == 0 || memcmp(got, wanted, n_out) == 0);
+    }
     check_guards(&t->arena);
     check_guards(&t->data);
     if (memcmp(t->arena.bytes + t->op.out.offset, wanted, n_out) != 0) {

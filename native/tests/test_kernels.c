@@ -134,8 +134,14 @@ static void run(const trial *t, const uint8_t *in, guarded *out,
 {
     memset(t->arena.bytes, 0x5A, t->arena.n);
     memcpy(t->arena.bytes, in, cl_tensor_bytes(&t->op.in));
-    cl_conv_int8(&t->op, &t->slice, t->data.bytes, t->arena.bytes, kernel);
-    memcpy(out->bytes, t->arena.bytes + t->op.out.offset, out->n);
+    uint8_t *at = t->arena.bytes + t->op.out.offset;
+    cl_conv_int8(&t->op, &t->slice, t->data.bytes, t->arena.bytes, kernel,
+                 false);
+    memcpy(out->bytes, at, out->n);
+    memset(at, 0x5A, out->n);
+    cl_conv_int8(&t->op, &t->slice, t->data.bytes, t->arena.bytes, kernel,
+                 true);
+    CHECK(memcmp(out->bytes, at, out->n) == 0);
     check_guards(&t->arena);
     check_guards(&t->data);
 }

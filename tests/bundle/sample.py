@@ -71,12 +71,24 @@ def with_lanes(program: Program, lanes: int) -> Program:
     return dataclasses.replace(program, data=data, inside_bytes=inside_bytes, lanes=lanes)
 
 
+def with_places(program: Program, places: int) -> Program:
+    """The same program, its slot as large as so many of the largest slice that streams, without its budget."""
+    header = list(struct.unpack_from("<16I", program.data))
+    largest = max(len(piece.data) for piece in program.slices if not piece.resident)
+    slot_bytes = places * -(-largest // 64) * 64
+    inside_bytes = program.inside_bytes + slot_bytes - -(-header[10] // 64) * 64
+    header[10:12] = slot_bytes, 0
+    data = struct.pack("<16I", *header) + program.data[64:]
+    return dataclasses.replace(program, data=data, inside_bytes=inside_bytes)
+
+
 def make_sample(
     seed: int = 0,
     *,
     budget_bytes: int | None = None,
     inside: bool = True,
     lanes: int | None = None,
+    places: int | None = None,
     suite: Suite = "AES-256-GCM",
 ) -> Sample:
     """x → int8 → `stem` (outside) → `hidden` → mean → `head` (inside)."""
@@ -87,6 +99,8 @@ def make_sample(
         program = build_inside(graph, [inner], budget_bytes=budget_bytes, slicing="auto")
         if lanes is not None:
             program, budget_bytes = with_lanes(program, lanes), None
+        if places is not None:
+            program, budget_bytes = with_places(program, places), None
         outside = build_outside(graph, [outer])
     else:
         program, outside = None, build_outside(graph, [outer, inner])

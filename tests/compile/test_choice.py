@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,8 @@ from cloister.compile.slicing import Block, split_blocks
 from cloister.errors import PlanError
 from tests.strategies import REPEATABLE
 
-SLACK, OPENING_BYTES, GATHERED_PER_BYTE = 1.1, 2048, 16
+SLACK, OPENING_BYTES, GATHERED_PER_BYTE, PRODUCTS_PER_BYTE = 1.1, 2048, 16, 256
+OPENING_SHARE, WAKING_BYTES = {1: 1.0, 2: 0.8, 4: 0.6}, 200_000
 
 
 def block(name: str, n_units: int, n_taps: int) -> Block:
@@ -36,13 +38,14 @@ def block(name: str, n_units: int, n_taps: int) -> Block:
     return Block(layer=name, op=op)
 
 
-def make_footprint(layers, *, arena_bytes=1000, gathered=(), payload=110, call_bytes=None) -> Footprint:
+def make_footprint(layers, *, arena_bytes=1000, gathered=(), products=(), payload=110, call_bytes=None) -> Footprint:
     """Layers are (units, taps)."""
     return Footprint(
         unsliced_bytes=400,
         arena_bytes=arena_bytes,
         blocks=tuple(block(f"fc{i}", *layer) for i, layer in enumerate(layers)),
         gathered=tuple(gathered) or (0,) * len(layers),
+        products=tuple(products) or (0,) * len(layers),
         payloads=(payload,),
         call_bytes=call_bytes,
     )
@@ -52,7 +55,8 @@ def make_footprint(layers, *, arena_bytes=1000, gathered=(), payload=110, call_b
 def footprints(draw) -> Footprint:
     layers = draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 900)), min_size=1, max_size=4))
     gathered = [draw(st.integers(0, 10**5)) for _ in layers]
-    return make_footprint(layers, arena_bytes=draw(st.integers(1, 20000)), gathered=gathered)
+    products = [draw(st.integers(0, 10**6)) for _ in layers]
+    return make_footprint(layers, arena_bytes=draw(st.integers(1, 20000)), gathered=gathered, products=products)
 
 
 def sizes_of(footprint: Footprint, choice: Choice) -> list[int]:
@@ -69,9 +73,20 @@ def need_of(footprint: Footprint, choice: Choice) -> int:
 def costs_of(footprint: Footprint, choice: Choice) -> tuple[float, float]:
     """Of an image by itself, and of one in a full group."""
     streamed = [n for i, n in enumerate(sizes_of(footprint, choice)) if i not in choice.residents]
-    opened = sum(streamed) + OPENING_BYTES * len(streamed)
+    places = max(n for n in OPENING_SHARE if n == 1 or (streamed and n * up(max(streamed)) <= up(choice.slot_bytes)))
+    opened = OPENING_SHARE[places] * (sum(streamed) + OPENING_BYTES * len(streamed))
+    opened += WAKING_BYTES if places > 1 else 0
     gathered = sum(g * (n - 1) for g, n in zip(footprint.gathered, choice.cuts, strict=True)) / GATHERED_PER_BYTE
-    return opened + gathered, opened / choice.lanes + gathered
+    wasted = 0
+    for block, products, n in zip(footprint.blocks, footprint.products, choice.cuts, strict=True):
+        units = [piece.n_units for piece in split_blocks([block], [n])]
+        wasted += sum(products * (-n_units % 16 // 4) for n_units in units[:-1])
+    computed = gathered + wasted / PRODUCTS_PER_BYTE
+    return opened + computed, opened / choice.lanes + computed
+
+
+def up(n_bytes: int) -> int:
+    return -(-n_bytes // 64) * 64
 
 
 def all_choices(footprint: Footprint, budget: int):
@@ -85,9 +100,10 @@ def all_choices(footprint: Footprint, budget: int):
         seen.add(cuts)
         sizes = sizes_of(footprint, Choice(cuts=cuts, residents=frozenset(), slot_bytes=0))
         order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-        for lanes in range(1, MAX_LANES + 1):
+        for places, lanes in itertools.product(OPENING_SHARE, range(1, MAX_LANES + 1)):
             for n_resident in range(len(sizes) + 1):
-                slot = max((sizes[i] for i in order[n_resident:]), default=0)
+                largest = max((sizes[i] for i in order[n_resident:]), default=0)
+                slot = (places - 1) * up(largest) + largest
                 choice = Choice(cuts=cuts, residents=frozenset(order[:n_resident]), slot_bytes=slot, lanes=lanes)
                 if need_of(footprint, choice) > budget:
                     break

@@ -32,6 +32,7 @@ from cloister.errors import (
     EnclaveError,
     EnclaveOutOfMemory,
     InputError,
+    IntegrityError,
     NotForThisDevice,
     ProtocolError,
     UserError,
@@ -124,6 +125,37 @@ def lanes_bundle(tmp_path_factory):
         return sample.write(folder / f"{lanes}-{budget}.cloister", recipients(["local"]))
 
     return make
+
+
+@pytest.mark.parametrize("places", [1, 2, 3, 4, 8, 11])
+@pytest.mark.parametrize("window_bytes", [1, 600, None])
+def test_slices_that_are_opened_ahead_give_the_same(places, window_bytes, tmp_path):
+    path = make_sample(budget_bytes=8000, lanes=2, places=places).write(tmp_path / "m", recipients(["local"]))
+    x = images(7)
+    with load(path, window_bytes=window_bytes) as session:
+        streamed = [piece for piece in session.bundle.manifest.slices if not piece.resident]
+        for _ in range(20):
+            np.testing.assert_array_equal(session.run(x), expected(x))
+        stats = session.stats
+        assert stats.slices_opened == len(session.bundle.manifest.slices) - len(streamed) + 20 * 4 * len(streamed)
+        assert stats.inside_peak_bytes <= stats.inside_bytes
+
+
+@pytest.mark.parametrize("places", [1, 2, 4])
+def test_change_of_any_slice_that_streams_is_told(places, tmp_path):
+    path = make_sample(budget_bytes=8000, places=places).write(tmp_path / "m", recipients(["local"]))
+    with load(path) as session:
+        offset, slices = session.bundle.slices.offset, session.bundle.manifest.slices
+        at = [offset + sum(piece.n_bytes + 16 for piece in slices[:i]) for i in range(len(slices))]
+        good = path.read_bytes()
+        for i in (i for i, piece in enumerate(slices) if not piece.resident):
+            with path.open("r+b") as file:  # the enclave has the file in its memory
+                file.seek(at[i])
+                file.write(bytes([good[at[i]] ^ 1]))
+            with pytest.raises(IntegrityError):
+                session.run(images(1))
+            path.write_bytes(good)
+            np.testing.assert_array_equal(session.run(images(1)), expected(images(1)))
 
 
 @pytest.mark.parametrize("window_bytes", [1, 600, None])

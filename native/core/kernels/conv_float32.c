@@ -81,7 +81,7 @@ static void run_depthwise(const cl_op *op, const cl_slice *slice,
 
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,
                      const uint8_t *data, uint8_t *arena,
-                     const cl_kernel_f32 *kernel)
+                     const cl_kernel_f32 *kernel, bool further)
 {
     uint32_t size = op->out.c / op->groups;
     uint32_t end = slice->first_unit + slice->n_units, n;
@@ -91,7 +91,7 @@ void cl_conv_float32(const cl_op *op, const cl_slice *slice,
     }
     for (uint32_t unit = slice->first_unit; unit < end; unit += n) {
         n = (uint32_t)cl_least(size - unit % size, end - unit);
-        cl_source s = cl_source_of(op, unit, arena, 0);
+        cl_source s = cl_source_of(op, unit, arena, 0, further);
         cl_product_f32 p = product_of(op, slice, unit, n, data);
         float *out = cl_at_f32(arena, &op->out) + unit;
         if (cl_reads_in_place(op)) {

@@ -82,7 +82,7 @@ static void run_part(const cl_source *s, const cl_slice *slice,
 }
 
 void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
-                  uint8_t *arena, const cl_kernel *kernel)
+                  uint8_t *arena, const cl_kernel *kernel, bool further)
 {
     uint32_t size = op->out.c / op->groups;
     uint32_t end = slice->first_unit + slice->n_units;
@@ -95,7 +95,7 @@ void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
     while (part.first_unit < end) {
         uint32_t left = size - part.first_unit % size;
         part.n_units = (uint32_t)cl_least(left, end - part.first_unit);
-        cl_source s = cl_source_of(op, part.first_unit, arena, flip);
+        cl_source s = cl_source_of(op, part.first_unit, arena, flip, further);
         run_part(&s, slice, &part, data, arena, kernel);
         part.first_unit += part.n_units;
         part.column += cl_up(part.n_units, 4);

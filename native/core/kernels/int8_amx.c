@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * x86-64 with AMX: 16 positions times 16 units times up to 64 taps in one
- * instruction. What does not fill a block is left to AVX-512.
+ * instruction. Few positions are left to AVX-512.
  */
 #include "int8.h"
 
@@ -21,6 +21,7 @@ typedef struct cut {
     uint32_t n_tiles; /* in a row of positions */
     uint32_t n_rows;  /* positions in a tile */
     uint32_t chunk;   /* bytes of taps */
+    uint32_t width;   /* units of a block, as they are stored */
 } cut;
 
 /* Tiles: 0-3 sums, 4-5 positions, 6-7 weights. */
@@ -29,7 +30,7 @@ TARGET static void configure(const cut *c)
     _Alignas(64) uint8_t palette[64] = {1};
     for (int i = 0; i < 8; i++) {
         bool taps = i == 4 || i == 5, weights = i > 5;
-        palette[16 + 2 * i] = taps ? (uint8_t)c->chunk : 64;
+        palette[16 + 2 * i] = (uint8_t)(taps ? c->chunk : 4 * c->width);
         palette[48 + i] =
             (uint8_t)(weights ? c->chunk / 4 : c->n_rows);
     }
@@ -55,6 +56,7 @@ static cut cut_of(const cl_product *p)
         .n_tiles = n_tiles,
         .n_rows = (p->n_cols + n_tiles - 1) / n_tiles,
         .chunk = chunk_of(p->run_bytes),
+        .width = p->n_units < CL_BLOCK ? cl_block_width(p, 0) : CL_BLOCK,
     };
 }
 
@@ -79,11 +81,11 @@ TARGET CL_INLINE void add_taps(const cl_product *p, const cut *c,
     for (uint32_t r = 0; r < p->n_runs; r++) {
         uint64_t from = r * p->run_step;
         for (uint32_t k = 0; k < p->run_bytes; k += c->chunk) {
-            _tile_loadd(6, w, 64);
+            _tile_loadd(6, w, 4 * c->width);
             _tile_loadd(4, x0 + from + k, p->col_step);
             _tile_dpbusd(0, 4, 6);
             if (wide) {
-                _tile_loadd(7, w + block, 64);
+                _tile_loadd(7, w + block, 4 * c->width);
                 _tile_dpbusd(1, 4, 7);
             }
             if (pair) {
@@ -93,7 +95,7 @@ TARGET CL_INLINE void add_taps(const cl_product *p, const cut *c,
             if (pair && wide) {
                 _tile_dpbusd(3, 5, 7);
             }
-            w += CL_BLOCK * c->chunk;
+            w += c->width * c->chunk;
         }
     }
 }
@@ -165,13 +167,19 @@ TARGET static void multiply(const cl_product *p)
 {
     cut c = cut_of(p);
     uint32_t unit = 0;
-    if (c.chunk != 0 && c.n_rows >= LEAST_ROWS && p->n_units >= CL_BLOCK) {
+    if (c.chunk != 0 && c.n_rows >= LEAST_ROWS) {
         configure(&c);
         for (; p->n_units - unit >= 2 * CL_BLOCK; unit += 2 * CL_BLOCK) {
             take_blocks(p, &c, unit, true);
         }
         for (; p->n_units - unit >= CL_BLOCK; unit += CL_BLOCK) {
             take_blocks(p, &c, unit, false);
+        }
+        if (unit < p->n_units) {
+            c.width = cl_block_width(p, unit);
+            configure(&c);
+            take_blocks(p, &c, unit, false);
+            unit = p->n_units;
         }
         _tile_release();
     }

@@ -17,14 +17,16 @@ struct cl_kernel_f32;
 
 /* One slice of a conv: units slice->first_unit onwards of every position.
  * Out: arena: the output tensor's channels of these units, and the scratch.
- * In:  data: slice->bytes bytes, any alignment; SECRET inside. */
+ * In:  data: slice->bytes bytes, any alignment; SECRET inside. further: the
+ *      scratch is as another slice of the operation has left it. */
 void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
-                  uint8_t *arena, const struct cl_kernel *kernel);
+                  uint8_t *arena, const struct cl_kernel *kernel,
+                  bool further);
 void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
                        const uint8_t *data, uint8_t *arena);
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,
                      const uint8_t *data, uint8_t *arena,
-                     const struct cl_kernel_f32 *kernel);
+                     const struct cl_kernel_f32 *kernel, bool further);
 
 /* One slice of an affine: its channels of every position. */
 void cl_affine(const cl_op *op, const cl_slice *slice, const uint8_t *data,

@@ -59,6 +59,9 @@ void cl_fill_strip(const cl_source *s, uint8_t *to, uint64_t first_row,
 {
     const cl_window *w = &s->op->window;
     bool match = lines_match(s);
+    if (s->filled) {
+        return;
+    }
     uint64_t n_lines = (n_rows - 1) * s->strip.row_lines + w->kh;
     for (uint64_t i = 0; i < n_lines; i++, to += s->strip.line_bytes) {
         uint64_t row = cl_least(i / s->strip.row_lines, n_rows - 1);
@@ -78,18 +81,20 @@ void cl_fill_strip(const cl_source *s, uint8_t *to, uint64_t first_row,
 }
 
 cl_source cl_source_of(const cl_op *op, uint32_t unit, const uint8_t *arena,
-                       uint8_t flip)
+                       uint8_t flip, bool further)
 {
     uint64_t group = unit / (op->out.c / op->groups);
     uint64_t item = op->in.dtype == CL_FLOAT32 ? 4 : 1;
     uint64_t tap_bytes = op->in.c / op->groups * item;
+    cl_strip strip = cl_strip_of(op);
     return (cl_source){
         .op = op,
-        .strip = cl_strip_of(op),
+        .strip = strip,
         .in = arena + op->in.offset + group * tap_bytes,
         .tap_bytes = tap_bytes,
         .pixel_bytes = op->in.c * item,
         .flip = flip,
         .fill = (uint8_t)op->in.zero ^ flip,
+        .filled = further && op->groups == 1 && strip.n_rows >= op->out.h,
     };
 }

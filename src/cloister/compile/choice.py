@@ -8,11 +8,12 @@ that open the least for an image by itself; among those that come near, the one 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from cloister.compile.slicing import Block, split_blocks
+from cloister.compile.slicing import Block, split_blocks, split_steps
 from cloister.errors import PlanError
 from cloister.units import format_bytes
 
@@ -39,8 +40,15 @@ MAX_LANES = 16
 _OPENING_BYTES = 2048
 #: A convolution's slices copy its input anew, each for itself; so many bytes cost as much as opening one.
 _GATHERED_PER_BYTE = 16
+#: Steps that a grain lacks are computed all the same; so many multiply-adds cost as much as opening a byte.
+_PRODUCTS_PER_BYTE = 256
 #: An image by itself may cost this much more than the least, where memory for lanes comes of it.
 _LONE_IMAGE_SLACK = 1.1
+#: Places that the slot may have, and what an opening costs with them. While the slice in one is in use, a second thread
+#: opens the next one in another; with two more the first thread opens slices too, instead of waiting for one.
+_OPENING_SHARE = {1: 1.0, 2: 0.8, 4: 0.6}
+#: Until a second thread is awake so much is opened without it.
+_WAKING_BYTES = 200_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,8 @@ class Footprint:
         unsliced_bytes: of the program without its slice table.
         arena_bytes: of activations and scratch of one image.
         blocks: what can be cut.
-        gathered: bytes that each slice of a block copies before it can multiply; 0 for what is no convolution.
+        gathered: bytes that a further slice of each block copies before it can multiply.
+        products: multiply-adds of one step of each block.
         payloads: bytes that go into a stage or come out of it for one image, for each stage.
         call_bytes: what the parameters of one call may have together, each rounded up to 4096; None for no limit.
     """
@@ -60,6 +69,7 @@ class Footprint:
     arena_bytes: int
     blocks: tuple[Block, ...]
     gathered: tuple[int, ...]
+    products: tuple[int, ...]
     payloads: tuple[int, ...]
     call_bytes: int | None = None
 
@@ -67,6 +77,11 @@ class Footprint:
         """Inside memory of the program with this slicing, as the format defines it."""
         program_bytes = self.unsliced_bytes + _SLICE_BYTES * n_slices
         return _SESSION_BYTES + up(program_bytes) + lanes * up(self.arena_bytes) + up(resident_bytes) + up(slot_bytes)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Into how many parts the slot may be divided: only local enclaves have a second thread, and they no calls."""
+        return tuple(_OPENING_SHARE) if self.call_bytes is None else (1,)
 
     def most_slice_bytes(self, lanes: int) -> float:
         """Bytes of the largest slice that a call can carry, sealed, beside the run block and the images of a group."""
@@ -116,7 +131,7 @@ def choose(footprint: Footprint, budget_bytes: int | None, slicing: Literal["aut
     least = min(candidate.lone_cost for candidate in found)
     near = (candidate for candidate in found if candidate.lone_cost <= _LONE_IMAGE_SLACK * least)
     best = min(near, key=lambda candidate: (candidate.cost, candidate.lanes))
-    return _fill_residents(footprint, best.cuts, best.lanes, budget_bytes)
+    return _fill_residents(footprint, best, budget_bytes)
 
 
 def _need(footprint: Footprint, choice: Choice) -> int:
@@ -125,9 +140,14 @@ def _need(footprint: Footprint, choice: Choice) -> int:
     return footprint.inside_bytes(len(sizes), resident_bytes, choice.slot_bytes, choice.lanes)
 
 
-def _streaming_need(footprint: Footprint, cuts: Sequence[int], lanes: int = 1) -> int:
+def _streaming_need(footprint: Footprint, cuts: Sequence[int], lanes: int = 1, places: int = 1) -> int:
     """Inside memory if every slice streams: the least with these cuts, since a resident only adds to it."""
-    return footprint.inside_bytes(sum(cuts), 0, _largest(footprint, cuts), lanes)
+    return footprint.inside_bytes(sum(cuts), 0, _slot_bytes(_largest(footprint, cuts), places), lanes)
+
+
+def _slot_bytes(largest: int, places: int) -> int:
+    """Bytes of a slot with room for so many of the largest slice."""
+    return (places - 1) * up(largest) + largest
 
 
 def _largest(footprint: Footprint, cuts: Sequence[int]) -> int:
@@ -162,35 +182,48 @@ class _Candidate:
     """A slicing that fits, with as many residents as fit.
 
     Attributes:
+        places: parts of the slot.
         opened: what an image by itself costs in openings: the bytes, and `_OPENING_BYTES` for each.
-        gathered: what it costs more in gathering than with whole layers, in bytes opened.
+        computed: what it costs more in computing than with whole layers, in bytes opened.
     """
 
     cuts: tuple[int, ...]
     lanes: int
+    places: int
     opened: float
-    gathered: float
+    computed: float
 
     @property
     def lone_cost(self) -> float:
         """Of an image by itself."""
-        return self.opened + self.gathered
+        return self.opened + self.computed
 
     @property
     def cost(self) -> float:
-        """Of an image in a full group: openings are shared, gathering is not."""
-        return self.opened / self.lanes + self.gathered
+        """Of an image in a full group: openings are shared, computing is not."""
+        return self.opened / self.lanes + self.computed
 
 
 def _candidates(footprint: Footprint, budget_bytes: int, slicing: Literal["auto", "off"]) -> Iterator[_Candidate]:
     for cuts in _all_cuts(footprint) if slicing == "auto" else [_whole(footprint)]:
         sizes = _count_sizes(footprint, cuts)
-        more = sum(g * (n - 1) for g, n in zip(footprint.gathered, cuts, strict=True))
-        for lanes in range(1, MAX_LANES + 1):
-            room = budget_bytes - _streaming_need(footprint, cuts, lanes)
+        computed = _computed_anew(footprint, cuts)
+        for places, lanes in itertools.product(footprint.places, range(1, MAX_LANES + 1)):
+            room = budget_bytes - _streaming_need(footprint, cuts, lanes, places)
             if room < 0 or _largest(footprint, cuts) > footprint.most_slice_bytes(lanes):
-                break
-            yield _Candidate(cuts=cuts, lanes=lanes, opened=_opened(sizes, room), gathered=more / _GATHERED_PER_BYTE)
+                continue
+            opened = _opened(sizes, room) * _OPENING_SHARE[places] + (_WAKING_BYTES if places > 1 else 0)
+            yield _Candidate(cuts=cuts, lanes=lanes, places=places, opened=opened, computed=computed)
+
+
+def _computed_anew(footprint: Footprint, cuts: Sequence[int]) -> float:
+    """What further slices gather, and what they compute for nothing, in bytes opened."""
+    gathered = sum(g * (n - 1) for g, n in zip(footprint.gathered, cuts, strict=True))
+    wasted = sum(
+        products * sum(-steps % block.grain for steps in split_steps(block, n)[:-1])
+        for products, block, n in zip(footprint.products, footprint.blocks, cuts, strict=True)
+    )
+    return gathered / _GATHERED_PER_BYTE + wasted / _PRODUCTS_PER_BYTE
 
 
 def _whole(footprint: Footprint) -> tuple[int, ...]:
@@ -202,11 +235,9 @@ def _count_sizes(footprint: Footprint, cuts: Sequence[int]) -> list[tuple[int, i
     """(bytes, how many) of slices, the smallest first."""
     counts: dict[int, int] = {}
     for block, cut in zip(footprint.blocks, cuts, strict=True):
-        base, n_larger = divmod(block.n_steps, cut)
-        for n_steps, n_slices in ((base, cut - n_larger), (base + 1, n_larger)):
-            if n_slices:
-                size = n_steps * block.step_bytes
-                counts[size] = counts.get(size, 0) + n_slices
+        for n_steps in split_steps(block, cut):
+            size = n_steps * block.step_bytes
+            counts[size] = counts.get(size, 0) + 1
     return sorted(counts.items())
 
 
@@ -220,17 +251,18 @@ def _opened(sizes: Sequence[tuple[int, int]], room: int) -> int:
     return opened
 
 
-def _fill_residents(footprint: Footprint, cuts: tuple[int, ...], lanes: int, budget_bytes: int) -> Choice:
+def _fill_residents(footprint: Footprint, best: _Candidate, budget_bytes: int) -> Choice:
     """Keeps the smallest slices open: each opening has a fixed cost, so that many small ones save the most."""
-    sizes = _slice_sizes(footprint, cuts)
-    room = budget_bytes - _streaming_need(footprint, cuts, lanes)
+    sizes = _slice_sizes(footprint, best.cuts)
+    room = budget_bytes - _streaming_need(footprint, best.cuts, best.lanes, best.places)
     residents: set[int] = set()
     for index in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
         room -= up(sizes[index])
         if room < 0:
             break
         residents.add(index)
-    return Choice(cuts=cuts, residents=frozenset(residents), slot_bytes=max(sizes, default=0), lanes=lanes)
+    slot_bytes = _slot_bytes(max(sizes, default=0), best.places)
+    return Choice(cuts=best.cuts, residents=frozenset(residents), slot_bytes=slot_bytes, lanes=best.lanes)
 
 
 def _slice_sizes(footprint: Footprint, cuts: Sequence[int]) -> list[int]:

@@ -119,8 +119,9 @@ def _strip_rows(output: Tensor) -> int:
 
 
 def gathered_bytes(op: Conv, source: Tensor, output: Tensor) -> int:
-    """Bytes that a slice of a convolution copies into its scratch, over all positions."""
-    return -(-output.hwc[0] // _strip_rows(output)) * strip_bytes(op, source, output)
+    """Bytes that a further slice of a convolution copies into its scratch anew, over all positions."""
+    n_strips = -(-output.hwc[0] // _strip_rows(output))
+    return 0 if n_strips == 1 and op.groups == 1 else n_strips * strip_bytes(op, source, output)
 
 
 def up4(n: int) -> int:

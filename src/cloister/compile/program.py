@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -202,22 +202,28 @@ class _Lowered:
             unsliced_bytes=_HEADER_BYTES + 4 * n_words,
             arena_bytes=self.arena_bytes,
             blocks=self.blocks,
-            gathered=self._gathered(),
+            gathered=self._over_convs(gathered_bytes),
+            products=self._over_convs(_step_products),
             payloads=tuple(self._n_bytes((*s.inputs, *s.outputs)) for s in self.stages),
             call_bytes=call_bytes,
         )
 
-    def _gathered(self) -> tuple[int, ...]:
-        """Bytes that a slice of each block copies into the scratch, over all output positions."""
-        gathered = [0] * len(self.blocks)
+    def _over_convs(self, count: Callable[[Conv, Tensor, Tensor], int]) -> tuple[int, ...]:
+        """For each block the sum of what is counted for its convolutions, given their input and output."""
+        sums = [0] * len(self.blocks)
         for op, block in self.block_of.items():
             if isinstance(op, Conv):
-                source, output = (self.graph.tensors[name] for name in (op.inputs[0], op.output))
-                gathered[block] += gathered_bytes(op, source, output)
-        return tuple(gathered)
+                sums[block] += count(op, self.graph.tensors[op.inputs[0]], self.graph.tensors[op.output])
+        return tuple(sums)
 
     def _n_bytes(self, names: Iterable[str]) -> int:
         return sum(self.graph.tensors[name].n_bytes for name in names)
+
+
+def _step_products(op: Conv, source: Tensor, output: Tensor) -> int:
+    """Multiply-adds of the four units of a step of int8."""
+    height, width, _ = output.hwc
+    return 4 * height * width * int(op.weight[0].size)
 
 
 def _lower(graph: Graph, stages: Sequence[Stage]) -> _Lowered:

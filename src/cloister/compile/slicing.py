@@ -13,7 +13,7 @@ from cloister.compile.ir import Affine, Conv, Op
 from cloister.compile.packing import is_depthwise, pack_units, packed_taps, up4
 from cloister.errors import UnsupportedModel
 
-__all__ = ["Block", "Piece", "check_limits", "find_blocks", "split_blocks"]
+__all__ = ["Block", "Piece", "check_limits", "find_blocks", "split_blocks", "split_steps"]
 
 #: Limits that keep an int32 accumulator from overflowing.
 _MAX_TAPS = 65536
@@ -44,6 +44,11 @@ class Block:
             return 1
         group = self.n_units // self.op.groups
         return 4 if self.op.groups == 1 or group % 4 == 0 else group
+
+    @property
+    def grain(self) -> int:
+        """Steps that a kernel takes at once, so that a slice with a multiple of them wastes nothing."""
+        return 4 if self.step == 4 else 1
 
     @property
     def n_steps(self) -> int:
@@ -176,9 +181,18 @@ def split_blocks(blocks: Sequence[Block], cuts: Sequence[int]) -> list[Piece]:
     ]
 
 
+def split_steps(block: Block, n_slices: int) -> list[int]:
+    """Steps of each slice of a block: as equal as possible, in whole grains if the largest is; larger ones first."""
+    largest = -(-block.n_steps // n_slices)
+    grain = block.grain if largest % block.grain == 0 else 1
+    base, n_larger = divmod(-(-block.n_steps // grain), n_slices)
+    counts = [grain * (base + (i < n_larger)) for i in range(n_slices)]
+    counts[-1] -= sum(counts) - block.n_steps
+    return counts
+
+
 def _split_units(block: Block, n_slices: int) -> list[tuple[int, int]]:
-    """(first, count) of each slice, as equal as possible in whole steps, larger ones first."""
-    base, n_larger = divmod(block.n_steps, n_slices)
-    ends = itertools.accumulate(base + (i < n_larger) for i in range(n_slices))
+    """(first, count) of each slice."""
+    ends = itertools.accumulate(split_steps(block, n_slices))
     bounds = [0, *(min(end * block.step, block.n_units) for end in ends)]
     return [(first, end - first) for first, end in itertools.pairwise(bounds)]

@@ -75,7 +75,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
         bytes_out: payload that came out.
         slices_opened: how often the enclave opened a slice; those that stay are opened once.
         slice_bytes_opened: their bytes.
-        seconds_opening: time that the enclave spent opening slices.
+        seconds_opening: time that the enclave spent opening slices, or waiting for one that a second thread opens.
         seconds_per_opening: the mean for one slice; 0 if none was opened.
         seconds_computing: time that the enclave spent computing.
         stages: the steps in order.
