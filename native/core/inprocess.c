@@ -3,6 +3,7 @@
 
 #include "bytes.h"
 #include "kernels/int8.h"
+#include "kernels/sets.h"
 #include "machine.h"
 
 /* At the start of the caller's memory. */
@@ -33,7 +34,8 @@ int32_t cl_core_need(const uint8_t *program, uint64_t program_bytes,
 
 int32_t cl_core_open(void *memory, uint64_t memory_bytes,
                      const uint8_t *program, uint64_t program_bytes,
-                     const uint8_t *constants, uint64_t constants_bytes)
+                     const uint8_t *constants, uint64_t constants_bytes,
+                     uint32_t sets)
 {
     core *self = memory;
     uint8_t *base = memory;
@@ -53,9 +55,14 @@ int32_t cl_core_open(void *memory, uint64_t memory_bytes,
                CL_BAD_CONSTANTS);
     memset(base + layout.arena, 0, layout.total - layout.arena);
     cl_machine_init(&self->machine, &read, base + layout.arena, open_constant,
-                    self, cl_amx_permit());
+                    self, sets & cl_sets_permit());
     self->constants = constants;
     return CL_OK;
+}
+
+const char *cl_core_kernel(uint32_t sets)
+{
+    return cl_kernel_at(0, sets & cl_sets_permit())->name;
 }
 
 int32_t cl_core_run(void *memory, uint32_t stage, uint32_t n_images,

@@ -19,11 +19,15 @@ CL_EXPORT int32_t cl_core_need(const uint8_t *program, uint64_t program_bytes,
 /* Copy a program into memory, check it there, and tie it to its constants.
  * Out: memory: aligned to 64.
  * In:  constants: the clear slices in store layout, exactly that long; they
- *      must outlive memory. */
+ *      must outlive memory; sets: instruction sets that may be used
+ *      (kernels/sets.h). */
 CL_EXPORT int32_t cl_core_open(void *memory, uint64_t memory_bytes,
                                const uint8_t *program, uint64_t program_bytes,
                                const uint8_t *constants,
-                               uint64_t constants_bytes);
+                               uint64_t constants_bytes, uint32_t sets);
+
+/* Returns: the name of the best int8 kernel that needs no other sets. */
+CL_EXPORT const char *cl_core_kernel(uint32_t sets);
 
 /* Run a stage. One call at a time for one memory.
  * Out: out: out_bytes, exactly n_images times the stage's output payload.

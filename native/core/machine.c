@@ -7,7 +7,8 @@
 #include "kernels/kernels.h"
 
 void cl_machine_init(cl_machine *machine, const cl_program *program,
-                     uint8_t *arena, cl_open_slice open_slice, void *context, bool amx)
+                     uint8_t *arena, cl_open_slice open_slice, void *context,
+                     uint32_t sets)
 {
     *machine = (cl_machine){
         .program = *program,
@@ -15,8 +16,8 @@ void cl_machine_init(cl_machine *machine, const cl_program *program,
         .lane_bytes = cl_program_layout(program).lane_bytes,
         .open_slice = open_slice,
         .context = context,
-        .kernel = cl_kernel_at(0, amx),
-        .kernel_f32 = cl_kernel_f32_at(0),
+        .kernel = cl_kernel_at(0, sets),
+        .kernel_f32 = cl_kernel_f32_at(0, sets),
     };
 }
 

@@ -53,10 +53,11 @@ typedef struct cl_batch {
 
 /* Make a machine for a checked program; nothing runs yet. It uses the best
  * kernels of this machine; they may be changed before a run.
- * In: arena: the lanes' arenas, as in the program's layout; amx: whether that
- *     instruction set may be used, see cl_amx_permit. */
+ * In: arena: the lanes' arenas, as in the program's layout; sets: instruction
+ *     sets that may be used (kernels/sets.h). */
 void cl_machine_init(cl_machine *machine, const cl_program *program,
-                     uint8_t *arena, cl_open_slice open_slice, void *context, bool amx);
+                     uint8_t *arena, cl_open_slice open_slice, void *context,
+                     uint32_t sets);
 
 /* Begin a run; an unfinished one is forgotten.
  * Returns: CL_OK or CL_BAD_ARGUMENT (no such stage, or no image). */

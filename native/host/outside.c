@@ -5,6 +5,7 @@
 
 #include "bytes.h"
 #include "inprocess.h"
+#include "kernels/sets.h"
 #include "status.h"
 
 #define REQUEST_BYTES 8u
@@ -64,7 +65,7 @@ static TEEC_Result load(cl_outside *outside, const cl_argument *program,
     }
     return result_of(cl_core_open(outside->memory, memory_bytes, program->at,
                                   program->n_bytes, outside->constants,
-                                  constants->n_bytes));
+                                  constants->n_bytes, CL_ALL_SETS));
 }
 
 TEEC_Result cl_outside_load(cl_outside *outside, const cl_argument *program,

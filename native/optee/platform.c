@@ -3,6 +3,7 @@
  * What cannot be asked through the GlobalPlatform API, in OP-TEE. What the
  * board is like is known to whoever builds for it: the Makefile says it.
  */
+#include "kernels/sets.h"
 #include "platform.h"
 
 #include <pta_stats.h>
@@ -22,9 +23,9 @@ cl_platform cl_platform_describe(void)
     };
 }
 
-bool cl_platform_amx(void)
+uint32_t cl_platform_sets(void)
 {
-    return false;
+    return CL_ALL_SETS & ~CL_SET_AMX;
 }
 
 /* A trusted application has one thread. */

@@ -18,9 +18,9 @@
 #include "beside.h"
 #include "gp.h"
 #include "harden.h"
-#include "int8.h"
 #include "platform.h"
 #include "platform_posix.h"
+#include "sets.h"
 #include "wire.h"
 
 enum { EXIT_USAGE = 2, EXIT_BROKEN = 3 };
@@ -31,6 +31,7 @@ typedef struct options {
     const char *store;
     const char *state;
     const char *heap;
+    const char *sets;
 } options;
 
 __attribute__((noreturn, format(printf, 2, 3))) static void
@@ -55,7 +56,7 @@ static const char **slot_of(options *o, const char *name)
     } known[] = {
         {"--socket", &o->socket}, {"--payload", &o->payload},
         {"--store", &o->store},   {"--state", &o->state},
-        {"--heap", &o->heap},
+        {"--heap", &o->heap},     {"--sets", &o->sets},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(name, known[i].name) == 0) {
@@ -70,7 +71,7 @@ static void require(const char *value, const char *name)
     if (value == NULL) {
         fail(EXIT_USAGE,
              "missing `%s`; expected --socket FD --payload FD --store FD "
-             "--state FOLDER --heap BYTES",
+             "--state FOLDER --heap BYTES [--sets BITS]",
              name);
     }
 }
@@ -104,6 +105,13 @@ static long long read_number(const char *text, const char *name,
              name, most, text);
     }
     return value;
+}
+
+/* Bits of kernels/sets.h; all if nothing is said. */
+static uint32_t read_sets(const char *text)
+{
+    return text != NULL ? (uint32_t)read_number(text, "--sets", CL_ALL_SETS)
+                        : CL_ALL_SETS;
 }
 
 /* ---- Files ------------------------------------------------------------- */
@@ -182,7 +190,7 @@ int main(int argc, char **argv)
 {
     options o = read_options(argc, argv);
     uint32_t flags = cl_harden_process();
-    cl_platform_set_amx(cl_amx_permit());
+    cl_platform_set_sets(cl_sets_permit() & read_sets(o.sets));
     cl_wire wire = {.socket = read_socket(o.socket)};
     wire.payload = map_file(o.payload, "--payload", PROT_READ | PROT_WRITE);
     wire.store = map_file(o.store, "--store", PROT_READ);

@@ -8,21 +8,21 @@
 #include "platform_posix.h"
 
 static uint32_t process_flags;
-static bool amx_permitted;
+static uint32_t permitted_sets;
 
 void cl_platform_set_flags(uint32_t flags)
 {
     process_flags = flags;
 }
 
-void cl_platform_set_amx(bool permitted)
+void cl_platform_set_sets(uint32_t sets)
 {
-    amx_permitted = permitted;
+    permitted_sets = sets;
 }
 
-bool cl_platform_amx(void)
+uint32_t cl_platform_sets(void)
 {
-    return amx_permitted;
+    return permitted_sets;
 }
 
 cl_platform cl_platform_describe(void)

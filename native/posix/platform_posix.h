@@ -8,7 +8,7 @@
 /* Say which protections of the process are on, for `info`. */
 void cl_platform_set_flags(uint32_t flags);
 
-/* Say whether the operating system lets this process use AMX. */
-void cl_platform_set_amx(bool permitted);
+/* Say which instruction sets this process may use (kernels/sets.h). */
+void cl_platform_set_sets(uint32_t sets);
 
 #endif

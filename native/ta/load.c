@@ -97,7 +97,7 @@ static TEE_Result ready_machine(cl_session *session, const uint8_t *request,
                           program.n_slices);
     cl_machine_init(&session->machine, &program,
                     session->base + (session->layout.arena - CL_STATE_BYTES),
-                    cl_session_open_slice, session, cl_platform_amx());
+                    cl_session_open_slice, session, cl_platform_sets());
     cl_session_set_places(session);
     return TEE_SUCCESS;
 }

@@ -37,8 +37,8 @@ typedef struct cl_heap_use {
 cl_platform cl_platform_describe(void);
 cl_heap_use cl_platform_heap_use(void);
 
-/* Returns: whether the kernels may use AMX (kernels/int8.h). */
-bool cl_platform_amx(void);
+/* Returns: the instruction sets that kernels may use (kernels/sets.h). */
+uint32_t cl_platform_sets(void);
 
 /* Something to do that a second thread may do beside this one. */
 typedef struct cl_job {

@@ -120,10 +120,10 @@ static double median(double *times)
     return times[ROUNDS / 2];
 }
 
-static choice choice_at(uint32_t dtype, uint32_t index, bool amx)
+static choice choice_at(uint32_t dtype, uint32_t index, uint32_t sets)
 {
-    const cl_kernel *int8 = cl_kernel_at(index, amx);
-    const cl_kernel_f32 *float32 = cl_kernel_f32_at(index);
+    const cl_kernel *int8 = cl_kernel_at(index, sets);
+    const cl_kernel_f32 *float32 = cl_kernel_f32_at(index, sets);
     if (dtype == CL_INT8) {
         return (choice){int8 != NULL ? int8->name : NULL, int8, NULL};
     }
@@ -133,9 +133,9 @@ static choice choice_at(uint32_t dtype, uint32_t index, bool amx)
 static uint32_t find_kernels(choice *kernels, uint32_t dtype, const char *name)
 {
     uint32_t n = 0;
-    bool amx = cl_amx_permit();
+    uint32_t sets = cl_sets_permit();
     choice kernel;
-    for (uint32_t i = 0; (kernel = choice_at(dtype, i, amx)).name != NULL;
+    for (uint32_t i = 0; (kernel = choice_at(dtype, i, sets)).name != NULL;
          i++) {
         if (n < MOST_KERNELS &&
             (name == NULL || strcmp(name, kernel.name) == 0)) {

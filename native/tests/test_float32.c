@@ -204,7 +204,7 @@ static void check_trial(uint32_t *seed)
         expect(&t, in, out[fused], fused);
     }
     const cl_kernel_f32 *kernel;
-    for (uint32_t i = 0; (kernel = cl_kernel_f32_at(i)) != NULL; i++) {
+    for (uint32_t i = 0; (kernel = cl_kernel_f32_at(i, CL_ALL_SETS)) != NULL; i++) {
         check_kernel(&t, in, out[kernel->fused], kernel);
     }
     release_trial(&t);
@@ -217,7 +217,7 @@ static void name_kernels(void)
 {
     const cl_kernel_f32 *kernel;
     printf("kernels:");
-    for (uint32_t i = 0; (kernel = cl_kernel_f32_at(i)) != NULL; i++) {
+    for (uint32_t i = 0; (kernel = cl_kernel_f32_at(i, CL_ALL_SETS)) != NULL; i++) {
         printf(" %s%s", kernel->name, kernel->fused ? "" : " (not fused)");
     }
     printf("\n");

@@ -146,7 +146,7 @@ static void run(const trial *t, const uint8_t *in, guarded *out,
     check_guards(&t->data);
 }
 
-static void check_trial(uint32_t *seed, bool amx)
+static void check_trial(uint32_t *seed, uint32_t sets)
 {
     trial t = draw_trial(seed);
     uint64_t n_in = cl_tensor_bytes(&t.op.in);
@@ -155,7 +155,7 @@ static void check_trial(uint32_t *seed, bool amx)
     const cl_kernel *kernel;
     fill(seed, in.bytes, n_in, -128);
     run(&t, in.bytes, &expected, &cl_kernel_plain);
-    for (uint32_t i = 0; (kernel = cl_kernel_at(i, amx)) != NULL; i++) {
+    for (uint32_t i = 0; (kernel = cl_kernel_at(i, sets)) != NULL; i++) {
         run(&t, in.bytes, &got, kernel);
         if (memcmp(got.bytes, expected.bytes, got.n) != 0) {
             printf("kernel %s: in %ux%ux%u, out %ux%ux%u, window %ux%u\n",
@@ -171,11 +171,11 @@ static void check_trial(uint32_t *seed, bool amx)
     release(&t.data);
 }
 
-static void name_kernels(bool amx)
+static void name_kernels(uint32_t sets)
 {
     const cl_kernel *kernel;
     printf("kernels:");
-    for (uint32_t i = 0; (kernel = cl_kernel_at(i, amx)) != NULL; i++) {
+    for (uint32_t i = 0; (kernel = cl_kernel_at(i, sets)) != NULL; i++) {
         printf(" %s", kernel->name);
     }
     printf("\n");
@@ -186,11 +186,11 @@ int main(int argc, char **argv)
     uint32_t seed = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 20261122;
     uint32_t rounds =
         argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : ROUNDS;
-    bool amx = cl_amx_permit();
+    uint32_t sets = cl_sets_permit();
     printf("seed %u\n", seed);
-    name_kernels(amx);
+    name_kernels(sets);
     for (uint32_t i = 0; i < rounds; i++) {
-        check_trial(&seed, amx);
+        check_trial(&seed, sets);
     }
     return 0;
 }

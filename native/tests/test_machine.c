@@ -23,7 +23,7 @@ static void run(const assembly *a, const void *constants,
     CHECK_EQ(cl_core_need(program, n, &need), CL_OK);
     void *memory = aligned_alloc(64, (need + 63) / 64 * 64);
     CHECK_EQ(cl_core_open(memory, need, program, n, constants,
-                          constants_bytes),
+                          constants_bytes, CL_ALL_SETS),
              CL_OK);
     CHECK_EQ(cl_core_run(memory, 0, n_images, in, in_bytes, out, out_bytes),
              CL_OK);
@@ -274,7 +274,7 @@ static void test_conv_float32(uint32_t *seed)
     assembly a = {0};
     uint32_t n_slices = 1 + below(seed, s.oc < 4 ? s.oc : 4);
     uint32_t k = taps_of(&s);
-    bool fused = cl_kernel_f32_at(0)->fused;
+    bool fused = cl_kernel_f32_at(0, CL_ALL_SETS)->fused;
     float x[7 * 7 * 15], w[36 * 9 * 15], bias[36], out[6 * 40 * 36];
     uint32_t bytes = conv_program(&a, &s, 2, 2, 0, 0, n_slices);
     uint8_t *constants = calloc(1, bytes);
@@ -512,7 +512,7 @@ static void check_lanes(uint32_t lanes)
     CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
     uint64_t lane_bytes = cl_program_layout(&program).lane_bytes;
     uint8_t *arenas = aligned_alloc(64, lanes * lane_bytes);
-    cl_machine_init(&machine, &program, arenas, open_held, &o, false);
+    cl_machine_init(&machine, &program, arenas, open_held, &o, 0);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_BAD_STATE);
     CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
     cl_machine_sizes(&machine, &batch);
@@ -555,7 +555,7 @@ static void test_start_forgets_a_group(void)
     CHECK_EQ(cl_program_read(&program, program_bytes, n, CL_INSIDE), CL_OK);
     uint8_t *arenas =
         aligned_alloc(64, 4 * cl_program_layout(&program).lane_bytes);
-    cl_machine_init(&machine, &program, arenas, open_held, &o, false);
+    cl_machine_init(&machine, &program, arenas, open_held, &o, 0);
     CHECK_EQ(cl_machine_start(&machine, 0, IMAGES), CL_OK);
     cl_machine_sizes(&machine, &batch);
     CHECK_EQ(cl_machine_run(&machine, &batch), CL_NEED_SLICE);
@@ -583,15 +583,15 @@ static void test_interface_refuses(void)
     CHECK_EQ(cl_core_run(m, 0, 1, in, 80, out, 480), CL_BAD_STATE);
     CHECK_EQ(cl_core_need(program, n, &need), CL_OK);
     CHECK_EQ(cl_core_need(program, n - 1, &need), CL_BAD_LENGTH);
-    CHECK_EQ(cl_core_open(m + 8, need, program, n, constants, store),
+    CHECK_EQ(cl_core_open(m + 8, need, program, n, constants, store, 0),
              CL_BAD_ARGUMENT);
-    CHECK_EQ(cl_core_open(m, need - 1, program, n, constants, store),
+    CHECK_EQ(cl_core_open(m, need - 1, program, n, constants, store, 0),
              CL_SHORT_MEMORY);
-    CHECK_EQ(cl_core_open(m, 100, program, n, constants, store),
+    CHECK_EQ(cl_core_open(m, 100, program, n, constants, store, 0),
              CL_SHORT_MEMORY);
-    CHECK_EQ(cl_core_open(m, need, program, n, constants, store - 1),
+    CHECK_EQ(cl_core_open(m, need, program, n, constants, store - 1, 0),
              CL_BAD_CONSTANTS);
-    CHECK_EQ(cl_core_open(m, need, program, n, constants, store), CL_OK);
+    CHECK_EQ(cl_core_open(m, need, program, n, constants, store, 0), CL_OK);
     CHECK_EQ(cl_core_run(m, 2, 1, in, 80, out, 480), CL_BAD_ARGUMENT);
     CHECK_EQ(cl_core_run(m, 0, 0, in, 0, out, 0), CL_BAD_ARGUMENT);
     CHECK_EQ(cl_core_run(m, 0, 1, in, 79, out, 480), CL_BAD_ARGUMENT);

@@ -59,7 +59,7 @@ static cl_status consume(const uint8_t *bytes, uint64_t n_bytes, cl_side side)
         /* the last lane ends where its arena does */
         uint8_t *arena = calloc(1, (program.lanes - 1) * lane_bytes +
                                        program.arena_bytes + 1);
-        cl_machine_init(&machine, &program, arena, give, &s, false);
+        cl_machine_init(&machine, &program, arena, give, &s, 0);
         for (uint32_t i = 0; i < program.n_stages; i++) {
             run_stage(&machine, i);
         }

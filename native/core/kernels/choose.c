@@ -6,16 +6,10 @@
 #include "float32.h"
 #include "int8.h"
 
-/* A kernel of the build, and whether this machine has what it needs. */
-typedef struct candidate {
-    const cl_kernel *kernel;
-    bool works;
-} candidate;
-
-typedef struct candidate_f32 {
-    const cl_kernel_f32 *kernel;
-    bool works;
-} candidate_f32;
+static bool all_of(uint32_t word, uint32_t bits)
+{
+    return (word & bits) == bits;
+}
 
 #if defined(__x86_64__)
 
@@ -57,13 +51,8 @@ static features find_features(void)
     return f;
 }
 
-static bool all_of(uint32_t word, uint32_t bits)
-{
-    return (word & bits) == bits;
-}
-
 /* Where programs run on Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, tile data). */
-bool cl_amx_permit(void)
+static bool permit_tiles(void)
 {
 #if defined(__linux__)
     long result = 158; /* the call's number */
@@ -81,92 +70,101 @@ bool cl_amx_permit(void)
 #endif
 }
 
-static uint32_t find_candidates(candidate *found, bool amx)
+static uint32_t sets_here(void)
 {
     features f = find_features();
-    bool avx2 = all_of(f.kept, VECTORS_256) && all_of(f.ebx, bit_AVX2);
+    bool avx2 = all_of(f.kept, VECTORS_256) && all_of(f.ebx, bit_AVX2) &&
+                all_of(f.basic, bit_FMA);
     bool avx512 = all_of(f.kept, VECTORS_512) &&
                   all_of(f.ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL) &&
                   all_of(f.ecx, bit_AVX512VNNI);
-    uint32_t n = 0;
-    found[n++] = (candidate){
-        &cl_kernel_amx, amx && avx512 && all_of(f.kept, TILES) &&
-                            all_of(f.edx, bit_AMX_TILE | bit_AMX_INT8)};
-    found[n++] = (candidate){&cl_kernel_avx512, avx512};
-    found[n++] = (candidate){&cl_kernel_avxvnni,
-                             avx2 && all_of(f.more, bit_AVXVNNI)};
-    found[n++] = (candidate){&cl_kernel_avx2, avx2};
-    return n;
-}
-
-static uint32_t find_candidates_f32(candidate_f32 *found)
-{
-    features f = find_features();
-    uint32_t n = 0;
-    found[n++] = (candidate_f32){
-        &cl_float32_avx512,
-        all_of(f.kept, VECTORS_512) && all_of(f.ebx, bit_AVX512F)};
-    found[n++] = (candidate_f32){
-        &cl_float32_avx2, all_of(f.kept, VECTORS_256) &&
-                              all_of(f.ebx, bit_AVX2) &&
-                              all_of(f.basic, bit_FMA)};
-    return n;
+    bool amx = avx512 && all_of(f.kept, TILES) &&
+               all_of(f.edx, bit_AMX_TILE | bit_AMX_INT8);
+    return (avx2 ? CL_SET_AVX2 : 0) | (avx512 ? CL_SET_AVX512 : 0) |
+           (amx ? CL_SET_AMX : 0) |
+           (avx2 && all_of(f.more, bit_AVXVNNI) ? CL_SET_AVXVNNI : 0);
 }
 
 #else
 
-bool cl_amx_permit(void)
+static bool permit_tiles(void)
 {
     return false;
 }
 
-static uint32_t find_candidates(candidate *found, bool amx)
+static uint32_t sets_here(void)
 {
-    uint32_t n = 0;
-    (void)amx;
-    (void)found;
+    uint32_t sets = 0;
+#if defined(__aarch64__)
+    sets |= CL_SET_NEON;
+#endif
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
-    found[n++] = (candidate){&cl_kernel_dot, true};
+    sets |= CL_SET_DOT;
 #endif
-#if defined(__aarch64__)
-    found[n++] = (candidate){&cl_kernel_neon, true};
-#endif
-    return n;
-}
-
-static uint32_t find_candidates_f32(candidate_f32 *found)
-{
-    uint32_t n = 0;
-    (void)found;
-#if defined(__aarch64__)
-    found[n++] = (candidate_f32){&cl_float32_neon, true};
-#endif
-    return n;
+    return sets;
 }
 
 #endif
 
-const cl_kernel *cl_kernel_at(uint32_t index, bool amx)
+uint32_t cl_sets_permit(void)
 {
-    candidate found[8];
-    uint32_t n = find_candidates(found, amx);
-    found[n++] = (candidate){&cl_kernel_plain, true};
-    for (uint32_t i = 0; i < n; i++) {
-        if (found[i].works && index-- == 0) {
-            return found[i].kernel;
+    return permit_tiles() ? CL_ALL_SETS : CL_ALL_SETS & ~CL_SET_AMX;
+}
+
+/* Kernels of this build, best first, with the set that each needs. */
+
+static const struct {
+    const cl_kernel *kernel;
+    uint32_t set;
+} int8_kernels[] = {
+#if defined(__x86_64__)
+    {&cl_kernel_amx, CL_SET_AMX},
+    {&cl_kernel_avx512, CL_SET_AVX512},
+    {&cl_kernel_avxvnni, CL_SET_AVXVNNI},
+    {&cl_kernel_avx2, CL_SET_AVX2},
+#endif
+#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    {&cl_kernel_dot, CL_SET_DOT},
+#endif
+#if defined(__aarch64__)
+    {&cl_kernel_neon, CL_SET_NEON},
+#endif
+    {&cl_kernel_plain, 0},
+};
+
+static const struct {
+    const cl_kernel_f32 *kernel;
+    uint32_t set;
+} float32_kernels[] = {
+#if defined(__x86_64__)
+    {&cl_float32_avx512, CL_SET_AVX512},
+    {&cl_float32_avx2, CL_SET_AVX2},
+#endif
+#if defined(__aarch64__)
+    {&cl_float32_neon, CL_SET_NEON},
+#endif
+    {&cl_float32_plain, 0},
+};
+
+#define COUNT(table) ((uint32_t)(sizeof(table) / sizeof((table)[0])))
+
+const cl_kernel *cl_kernel_at(uint32_t index, uint32_t sets)
+{
+    sets &= sets_here();
+    for (uint32_t i = 0; i < COUNT(int8_kernels); i++) {
+        if (all_of(sets, int8_kernels[i].set) && index-- == 0) {
+            return int8_kernels[i].kernel;
         }
     }
     return 0;
 }
 
-const cl_kernel_f32 *cl_kernel_f32_at(uint32_t index)
+const cl_kernel_f32 *cl_kernel_f32_at(uint32_t index, uint32_t sets)
 {
-    candidate_f32 found[4];
-    uint32_t n = find_candidates_f32(found);
-    found[n++] = (candidate_f32){&cl_float32_plain, true};
-    for (uint32_t i = 0; i < n; i++) {
-        if (found[i].works && index-- == 0) {
-            return found[i].kernel;
+    sets &= sets_here();
+    for (uint32_t i = 0; i < COUNT(float32_kernels); i++) {
+        if (all_of(sets, float32_kernels[i].set) && index-- == 0) {
+            return float32_kernels[i].kernel;
         }
     }
     return 0;

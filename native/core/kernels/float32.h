@@ -8,6 +8,7 @@
 #define CL_FLOAT32_H
 
 #include "depthwise.h"
+#include "sets.h"
 
 /* Positions in a grid times the units of one group in one slice.
  *
@@ -50,8 +51,8 @@ typedef struct cl_kernel_f32 {
 } cl_kernel_f32;
 
 /* Kernels for this machine that a caller may choose from, best first.
- * Returns: null for index >= their number. */
-const cl_kernel_f32 *cl_kernel_f32_at(uint32_t index);
+ * Returns: null for index >= their number. In: sets: that may be used. */
+const cl_kernel_f32 *cl_kernel_f32_at(uint32_t index, uint32_t sets);
 
 extern const cl_kernel_f32 cl_float32_plain;
 extern const cl_kernel_f32 cl_float32_neon; /* 64-bit Arm */

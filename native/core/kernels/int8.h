@@ -8,6 +8,7 @@
 #define CL_INT8_H
 
 #include "arithmetic.h"
+#include "sets.h"
 
 /* Positions in a grid times the units of one group in one slice.
  *
@@ -51,13 +52,8 @@ typedef struct cl_kernel {
 } cl_kernel;
 
 /* Kernels for this machine that a caller may choose from, best first.
- * Returns: null for index >= their number. In: amx: see cl_amx_permit. */
-const cl_kernel *cl_kernel_at(uint32_t index, bool amx);
-
-/* Ask the operating system for AMX, once for each thread at least, and before
- * system calls are filtered.
- * Returns: whether this thread and those it starts may use it. */
-bool cl_amx_permit(void);
+ * Returns: null for index >= their number. In: sets: that may be used. */
+const cl_kernel *cl_kernel_at(uint32_t index, uint32_t sets);
 
 extern const cl_kernel cl_kernel_plain;
 extern const cl_kernel cl_kernel_dot, cl_kernel_neon; /* 64-bit Arm */

@@ -29,6 +29,7 @@ from torch import nn
 
 import cloister
 from cloister.bench import models
+from cloister.enclave.instructions import allowed_sets, best_set
 from cloister.enclave.session import Session
 from cloister.errors import UserError
 from cloister.protection import Lowered, lower_target, protect_lowered
@@ -335,7 +336,7 @@ class OwnEngine(Engine):
     @property
     def version(self) -> str:
         """See `Engine.version`."""
-        return f"cloister {cloister.__version__}"
+        return f"cloister {cloister.__version__}, {best_set(allowed_sets())}"
 
     def prepare(self, case: Case, batch: int, stack: contextlib.ExitStack) -> Prepared:
         """See `Engine.prepare`.

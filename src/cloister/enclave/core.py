@@ -98,6 +98,7 @@ class OutsideProgram:
     Args:
         program: in the binary format of `docs/spec/program.md`.
         constants: its clear slices, each at its store offset; a memoryview of bytes saves a copy.
+        sets: instruction sets that it may use, see `instructions.allowed_sets`.
 
     Attributes:
         stages: payload sizes of its stages.
@@ -107,7 +108,7 @@ class OutsideProgram:
         EnclaveUnavailable: if the interpreter's library is missing or does not load.
     """
 
-    def __init__(self, program: bytes, constants: bytes | memoryview) -> None:
+    def __init__(self, program: bytes, constants: bytes | memoryview, sets: int = 0xFFFFFFFF) -> None:
         self._library = load_library()
         self._program = _aligned(program)
         self._constants = _aligned(constants)
@@ -119,6 +120,7 @@ class OutsideProgram:
             *(pointer(self._memory), need.value),
             *(pointer(self._program), len(program)),
             *(pointer(self._constants), len(constants)),
+            sets,
         )
         self._check(status, BundleError, "the outside program was refused")
         self._base = pointer(self._memory)
@@ -204,7 +206,9 @@ def load_library() -> ctypes.CDLL:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     data, size = ctypes.c_void_p, ctypes.c_uint64
     library.cl_core_need.argtypes = [data, size, ctypes.POINTER(size)]
-    library.cl_core_open.argtypes = [data, size, data, size, data, size]
+    library.cl_core_open.argtypes = [data, size, data, size, data, size, ctypes.c_uint32]
+    library.cl_core_kernel.argtypes = [ctypes.c_uint32]
+    library.cl_core_kernel.restype = ctypes.c_char_p
     library.cl_core_run.argtypes = [data, ctypes.c_uint32, ctypes.c_uint32, data, size, data, size]
     library.cl_core_status_text.argtypes = [ctypes.c_int32]
     library.cl_core_status_text.restype = ctypes.c_char_p

@@ -15,10 +15,10 @@ from typing import Literal
 import msgspec
 
 from cloister.boards import load_boards
-from cloister.enclave import core, local, optee
+from cloister.enclave import core, instructions, local, optee
 from cloister.enclave.connect import enclave_info
 from cloister.enclave.wire import EnclaveInfo, Hardening
-from cloister.errors import BundleError, CloisterError, EnclaveUnavailable
+from cloister.errors import BundleError, CloisterError, EnclaveUnavailable, UserError
 from cloister.units import format_bytes
 
 __all__ = ["Check", "checks"]
@@ -105,11 +105,12 @@ def _check_hardening(info: EnclaveInfo) -> Iterator[Check]:
 
 def _check_core() -> Check:
     try:
+        best = instructions.best_set(instructions.allowed_sets())
         core.OutsideProgram(bytes(64), b"")
-    except EnclaveUnavailable as error:
+    except (EnclaveUnavailable, UserError) as error:
         return Check(name="interpreter", state="fail", detail=str(error), fix=error.hint or "")
     except BundleError:
-        return Check(name="interpreter", state="ok", detail="loads, and refuses what is no program")
+        return Check(name="interpreter", state="ok", detail=f"loads, and refuses what is no program; kernels: {best}")
     return Check(name="interpreter", state="fail", detail="runs what is no program", fix="reinstall cloister")
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.core import load_library, pointer
+from cloister.enclave.instructions import allowed_sets
 from cloister.enclave.wire import Command, EnclaveInfo, Parameter
 from cloister.errors import EnclaveCrashed, EnclaveUnavailable, ProtocolError, UserError
 
@@ -226,7 +227,7 @@ def _start(files: dict[str, int], heap_bytes: int, errors: BinaryIO) -> subproce
     binary = binary_path()
     try:
         return subprocess.Popen(
-            [binary, *arguments, "--state", state_folder(), "--heap", str(heap_bytes)],
+            [binary, *arguments, "--state", state_folder(), "--heap", str(heap_bytes), "--sets", str(allowed_sets())],
             pass_fds=tuple(files.values()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

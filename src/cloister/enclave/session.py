@@ -20,6 +20,7 @@ from cloister.enclave.client import Enclave
 from cloister.enclave.connect import check_enclave, connect
 from cloister.enclave.core import OutsideProgram, allocate
 from cloister.enclave.inside import Inside
+from cloister.enclave.instructions import allowed_sets
 from cloister.enclave.local import MIN_HEAP_BYTES
 from cloister.enclave.steps import Prepare, Steps, memory_bytes
 from cloister.enclave.wire import EnclaveInfo, EnclaveStats
@@ -183,7 +184,7 @@ class Session:
         return n_images - n_images % lanes if n_images > lanes else n_images
 
     def _open_outside(self, program: bytes, constants: bytes | memoryview) -> OutsideProgram:
-        return OutsideProgram(program, constants)
+        return OutsideProgram(program, constants, allowed_sets())
 
     def _open_inside(self, enclave: str, window_bytes: int | None) -> Inside | None:
         step_bytes = max(
