@@ -8,11 +8,10 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "decrypt.h"
+#include "aes_gcm.h"
 #include "gp.h"
 
 #define OPENSSL_HEAP_BYTES ((size_t)2 << 20)
-#define GCM_NONCE_BYTES 12
 
 struct __TEE_OperationHandle {
     uint32_t algorithm;
@@ -24,7 +23,7 @@ struct __TEE_OperationHandle {
     bool active; /* decryption has begun */
     EVP_MD_CTX *digest;
     EVP_MAC_CTX *mac;
-    EVP_CIPHER_CTX *cipher;
+    cl_aes_gcm *gcm;
 };
 
 /* OpenSSL's own things, made once, before system calls are filtered. */
@@ -32,7 +31,6 @@ static struct {
     cl_heap heap;
     EVP_MD *sha256;
     EVP_MAC *hmac;
-    EVP_CIPHER *gcm;
 } crypto;
 
 /* ---- OpenSSL's memory -------------------------------------------------- */
@@ -152,9 +150,8 @@ bool cl_crypto_open(void)
     }
     crypto.sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
     crypto.hmac = EVP_MAC_fetch(NULL, "HMAC", NULL);
-    crypto.gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
     return crypto.sha256 != NULL && crypto.hmac != NULL &&
-           crypto.gcm != NULL && cl_chacha_open() && rehearse();
+           cl_aes_gcm_open() && cl_chacha_open() && rehearse();
 }
 
 /* ---- Operations -------------------------------------------------------- */
@@ -187,8 +184,8 @@ static bool make_context(TEE_OperationHandle operation)
         operation->mac = EVP_MAC_CTX_new(crypto.hmac);
         return operation->mac != NULL;
     case TEE_ALG_AES_GCM:
-        operation->cipher = EVP_CIPHER_CTX_new();
-        return operation->cipher != NULL;
+        operation->gcm = cl_aes_gcm_new();
+        return operation->gcm != NULL;
     default:
         return true;
     }
@@ -222,7 +219,7 @@ void TEE_FreeOperation(TEE_OperationHandle operation)
     if (operation != TEE_HANDLE_NULL) {
         EVP_MD_CTX_free(operation->digest);
         EVP_MAC_CTX_free(operation->mac);
-        EVP_CIPHER_CTX_free(operation->cipher);
+        cl_aes_gcm_free(operation->gcm);
         TEE_Free(operation);
     }
 }
@@ -245,9 +242,8 @@ TEE_Result TEE_SetOperationKey(TEE_OperationHandle operation,
     }
     memcpy(operation->key, key->secret, key->secret_bytes);
     operation->key_bytes = key->secret_bytes;
-    if (operation->cipher != NULL &&
-        EVP_DecryptInit_ex2(operation->cipher, crypto.gcm, operation->key,
-                            NULL, NULL) != 1) {
+    if (operation->gcm != NULL &&
+        !cl_aes_gcm_key(operation->gcm, operation->key)) {
         return TEE_ERROR_GENERIC;
     }
     return TEE_SUCCESS;
@@ -335,18 +331,17 @@ TEE_Result TEE_AEInit(TEE_OperationHandle operation, const void *nonce,
     if (operation->key_bytes == 0 || operation->active) {
         return TEE_ERROR_BAD_STATE;
     }
-    if (nonceLen != GCM_NONCE_BYTES || tagLen != 8 * CL_DECRYPT_TAG_BYTES) {
+    if (nonceLen != CL_AES_GCM_NONCE_BYTES || tagLen != 8 * CL_AES_GCM_TAG_BYTES) {
         return TEE_ERROR_NOT_SUPPORTED;
     }
-    operation->failed =
-        EVP_DecryptInit_ex2(operation->cipher, NULL, NULL, nonce, NULL) != 1;
+    operation->failed = !cl_aes_gcm_start(operation->gcm, nonce);
     return operation->failed ? TEE_ERROR_GENERIC : TEE_SUCCESS;
 }
 
 void TEE_AEUpdateAAD(TEE_OperationHandle operation, const void *AADdata,
                      size_t AADdataLen)
 {
-    if (!cl_decrypt_aad(operation->cipher, AADdata, AADdataLen)) {
+    if (!cl_aes_gcm_aad(operation->gcm, AADdata, AADdataLen)) {
         operation->failed = true;
     }
 }
@@ -361,7 +356,7 @@ TEE_Result TEE_AEUpdate(TEE_OperationHandle operation, const void *srcData,
     *destLen = srcLen;
     operation->active = true;
     if (operation->failed ||
-        !cl_decrypt_part(operation->cipher, destData, srcData, srcLen)) {
+        !cl_aes_gcm_part(operation->gcm, destData, srcData, srcLen)) {
         operation->failed = true;
         return TEE_ERROR_GENERIC;
     }
@@ -378,12 +373,12 @@ TEE_Result TEE_AEDecryptFinal(TEE_OperationHandle operation,
         return TEE_ERROR_SHORT_BUFFER;
     }
     *destLen = srcLen;
-    if (operation->failed || tagLen != CL_DECRYPT_TAG_BYTES) {
+    if (operation->failed || tagLen != CL_AES_GCM_TAG_BYTES) {
         TEE_MemFill(destData, 0, srcLen);
         return TEE_ERROR_GENERIC;
     }
     TEE_Result result =
-        cl_decrypt_final(operation->cipher, destData, srcData, srcLen, tag);
+        cl_aes_gcm_final(operation->gcm, destData, srcData, srcLen, tag);
     operation->active = result != TEE_SUCCESS;
     return result;
 }
