@@ -27,7 +27,7 @@ static cl_op draw_op(uint32_t *seed)
     uint32_t groups = PICK(seed, 1, 1, 1, 1, 2, 3);
     uint32_t c = groups * PICK(seed, 1, 2, 3, 4, 7, 16, 17, 32, 48, 64, 80);
     uint32_t units = groups * (1 + below(seed, groups == 1 ? 90 : 20));
-    bool depthwise = below(seed, 12) == 0;
+    bool depthwise = below(seed, 6) == 0;
     uint32_t dtype = below(seed, 4) == 0 ? CL_FLOAT32 : CL_INT8;
     cl_op op = {
         .code = CL_OP_CONV,

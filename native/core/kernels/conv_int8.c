@@ -89,7 +89,7 @@ void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
     group_part part = {.first_unit = slice->first_unit};
     uint8_t flip = kernel->moved ? 128 : 0;
     if (cl_is_depthwise(op)) {
-        cl_depthwise_int8(op, slice, data, arena);
+        cl_depthwise_int8(op, slice, data, arena, kernel);
         return;
     }
     while (part.first_unit < end) {

@@ -1,26 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * One unit for each channel: vectors run over channels, weights are
- * [taps][units].
+ * [taps][units]. Plain C, for what the kernels leave.
  */
-#include "depthwise.h"
+#include "int8.h"
 #include "kernels.h"
 
 #define CHANNELS 32u /* at a time: their sums fit in registers */
 
-/* One slice, its parts found. */
-typedef struct depthwise {
-    const cl_op *op;
-    const int8_t *in; /* the slice's first channel */
-    const int8_t *weights;
-    const uint8_t *multipliers;
-    const uint8_t *biases;
-    uint32_t n_units;
-    uint8_t *out; /* the slice's first unit of the first position */
-} depthwise;
-
 /* Sums of n channels from c on. */
-CL_INLINE void add_taps(const depthwise *d, int32_t *sums,
+CL_INLINE void add_taps(const cl_depthwise_i8 *d, int32_t *sums,
                         const cl_patch *patch, uint32_t c, uint32_t n)
 {
     const cl_op *op = d->op;
@@ -38,7 +27,7 @@ CL_INLINE void add_taps(const depthwise *d, int32_t *sums,
     }
 }
 
-CL_INLINE float value_of(const depthwise *d, int32_t sum, uint64_t unit)
+CL_INLINE float value_of(const cl_depthwise_i8 *d, int32_t sum, uint64_t unit)
 {
     uint32_t wrapped = (uint32_t)sum + cl_load_u32(d->biases + 4 * unit);
     return (float)cl_as_i32(wrapped) *
@@ -46,7 +35,7 @@ CL_INLINE float value_of(const depthwise *d, int32_t sum, uint64_t unit)
 }
 
 /* Results of n channels from c on. */
-CL_INLINE void finish(const depthwise *d, const int32_t *sums,
+CL_INLINE void finish(const cl_depthwise_i8 *d, const int32_t *sums,
                       uint64_t position, uint32_t c, uint32_t n)
 {
     uint64_t at = position * d->op->out.c + c;
@@ -66,7 +55,7 @@ CL_INLINE void finish(const depthwise *d, const int32_t *sums,
     memcpy(d->out + at, results, n);
 }
 
-CL_INLINE void block(const depthwise *d, const cl_patch *patch, uint32_t c,
+CL_INLINE void block(const cl_depthwise_i8 *d, const cl_patch *patch, uint32_t c,
                      uint32_t n)
 {
     int32_t sums[CHANNELS] = {0};
@@ -74,7 +63,7 @@ CL_INLINE void block(const depthwise *d, const cl_patch *patch, uint32_t c,
     finish(d, sums, patch->position, c, n);
 }
 
-CL_HOT static void run_position(const depthwise *d, const cl_patch *patch)
+CL_HOT static void run_position(const cl_depthwise_i8 *d, const cl_patch *patch)
 {
     uint32_t c = 0;
     for (; d->n_units - c >= CHANNELS; c += CHANNELS) {
@@ -85,13 +74,27 @@ CL_HOT static void run_position(const depthwise *d, const cl_patch *patch)
     }
 }
 
+static void run_plain(const cl_depthwise_i8 *d)
+{
+    const cl_op *op = d->op;
+    cl_patch patch = {.position = 0};
+    for (uint32_t oy = 0; oy < op->out.h; oy++) {
+        patch.rows = cl_patch_rows(op, oy);
+        for (uint32_t ox = 0; ox < op->out.w; ox++, patch.position++) {
+            patch.cols = cl_patch_cols(op, ox);
+            run_position(d, &patch);
+        }
+    }
+}
+
 void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
-                       const uint8_t *data, uint8_t *arena)
+                       const uint8_t *data, uint8_t *arena,
+                       const cl_kernel *kernel)
 {
     uint64_t item = op->out.dtype == CL_FLOAT32 ? 4 : 1;
     uint64_t n = slice->n_units;
     const uint8_t *numbers = data + cl_conv_taps(op) * n;
-    const depthwise d = {
+    const cl_depthwise_i8 d = {
         .op = op,
         .in = cl_at_i8(arena, &op->in) + slice->first_unit,
         .weights = (const int8_t *)data,
@@ -100,12 +103,7 @@ void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
         .n_units = slice->n_units,
         .out = arena + op->out.offset + item * slice->first_unit,
     };
-    cl_patch patch = {.position = 0};
-    for (uint32_t oy = 0; oy < op->out.h; oy++) {
-        patch.rows = cl_patch_rows(op, oy);
-        for (uint32_t ox = 0; ox < op->out.w; ox++, patch.position++) {
-            patch.cols = cl_patch_cols(op, ox);
-            run_position(&d, &patch);
-        }
+    if (kernel->depthwise == 0 || !kernel->depthwise(&d)) {
+        run_plain(&d);
     }
 }

@@ -7,7 +7,7 @@
 #ifndef CL_INT8_H
 #define CL_INT8_H
 
-#include "arithmetic.h"
+#include "depthwise.h"
 #include "sets.h"
 
 /* Positions in a grid times the units of one group in one slice.
@@ -43,10 +43,23 @@ typedef struct cl_product {
     int32_t zero;
 } cl_product;
 
+/* One slice of a depthwise conv: weights are [taps][units]. */
+typedef struct cl_depthwise_i8 {
+    const cl_op *op;
+    const int8_t *in; /* the slice's first channel */
+    const int8_t *weights;
+    const uint8_t *multipliers;
+    const uint8_t *biases;
+    uint32_t n_units;
+    uint8_t *out; /* the slice's first unit of the first position */
+} cl_depthwise_i8;
+
 /* One way to compute products. */
 typedef struct cl_kernel {
     const char *name;
     void (*multiply)(const cl_product *p);
+    /* Returns: false if it leaves this conv to plain C. May be null. */
+    bool (*depthwise)(const cl_depthwise_i8 *d);
     bool moved; /* wants unsigned taps */
     bool even;  /* wants one long row of evenly spaced positions */
 } cl_kernel;
@@ -54,6 +67,9 @@ typedef struct cl_kernel {
 /* Kernels for this machine that a caller may choose from, best first.
  * Returns: null for index >= their number. In: sets: that may be used. */
 const cl_kernel *cl_kernel_at(uint32_t index, uint32_t sets);
+
+bool cl_depthwise_avx512(const cl_depthwise_i8 *d);
+bool cl_depthwise_avx2(const cl_depthwise_i8 *d);
 
 extern const cl_kernel cl_kernel_plain;
 extern const cl_kernel cl_kernel_dot, cl_kernel_neon; /* 64-bit Arm */

@@ -186,6 +186,12 @@ TARGET static void multiply(const cl_product *p)
     cl_avx512_units(p, unit);
 }
 
-const cl_kernel cl_kernel_amx = {"amx", multiply, true, true};
+const cl_kernel cl_kernel_amx = {
+    .name = "amx",
+    .multiply = multiply,
+    .depthwise = cl_depthwise_avx512,
+    .moved = true,
+    .even = true,
+};
 
 #endif

@@ -86,6 +86,10 @@ TARGET static void multiply(const cl_product *p)
     }
 }
 
-const cl_kernel cl_kernel_avx2 = {"avx2", multiply, false, false};
+const cl_kernel cl_kernel_avx2 = {
+    .name = "avx2",
+    .multiply = multiply,
+    .depthwise = cl_depthwise_avx2,
+};
 
 #endif

@@ -148,6 +148,12 @@ static void multiply(const cl_product *p)
     cl_avx512_units(p, 0);
 }
 
-const cl_kernel cl_kernel_avx512 = {"avx512", multiply, true, true};
+const cl_kernel cl_kernel_avx512 = {
+    .name = "avx512",
+    .multiply = multiply,
+    .depthwise = cl_depthwise_avx512,
+    .moved = true,
+    .even = true,
+};
 
 #endif

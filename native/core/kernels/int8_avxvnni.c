@@ -80,6 +80,11 @@ TARGET static void multiply(const cl_product *p)
     }
 }
 
-const cl_kernel cl_kernel_avxvnni = {"avxvnni", multiply, true, false};
+const cl_kernel cl_kernel_avxvnni = {
+    .name = "avxvnni",
+    .multiply = multiply,
+    .depthwise = cl_depthwise_avx2,
+    .moved = true,
+};
 
 #endif

@@ -107,6 +107,9 @@ static void multiply(const cl_product *p)
     }
 }
 
-const cl_kernel cl_kernel_dot = {"dot", multiply, false, false};
+const cl_kernel cl_kernel_dot = {
+    .name = "dot",
+    .multiply = multiply,
+};
 
 #endif

@@ -139,6 +139,9 @@ static void multiply(const cl_product *p)
     }
 }
 
-const cl_kernel cl_kernel_neon = {"neon", multiply, false, false};
+const cl_kernel cl_kernel_neon = {
+    .name = "neon",
+    .multiply = multiply,
+};
 
 #endif

@@ -50,4 +50,7 @@ CL_HOT static void multiply(const cl_product *p)
     }
 }
 
-const cl_kernel cl_kernel_plain = {"plain", multiply, false, false};
+const cl_kernel cl_kernel_plain = {
+    .name = "plain",
+    .multiply = multiply,
+};

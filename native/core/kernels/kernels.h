@@ -23,7 +23,8 @@ void cl_conv_int8(const cl_op *op, const cl_slice *slice, const uint8_t *data,
                   uint8_t *arena, const struct cl_kernel *kernel,
                   bool further);
 void cl_depthwise_int8(const cl_op *op, const cl_slice *slice,
-                       const uint8_t *data, uint8_t *arena);
+                       const uint8_t *data, uint8_t *arena,
+                       const struct cl_kernel *kernel);
 void cl_conv_float32(const cl_op *op, const cl_slice *slice,
                      const uint8_t *data, uint8_t *arena,
                      const struct cl_kernel_f32 *kernel, bool further);
