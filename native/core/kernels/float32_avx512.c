@@ -12,7 +12,7 @@
 #define LANES 16u
 #define TILE_ROWS 8u
 #define TILE_VECTORS 2u
-#define AHEAD 1024
+#define AHEAD 2048
 
 typedef __m512 vec;
 
