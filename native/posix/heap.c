@@ -57,6 +57,10 @@ bool cl_heap_open(cl_heap *heap, size_t n_bytes)
     heap->locked =
         heap->hidden || mlock2(at, n_bytes, MLOCK_ONFAULT) == 0;
     (void)madvise(at, n_bytes, MADV_DONTDUMP);
+    if (!heap->hidden) {
+        /* Hidden memory has small pages only. */
+        (void)madvise(at, n_bytes, MADV_HUGEPAGE);
+    }
     heap->start = at;
     heap->first_free = at;
     *(block *)at = (block){heap->n_bytes, 0};
