@@ -68,3 +68,11 @@ def test_nothing_is_said_where_nothing_was_asked(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert allowed_sets() == instructions._ALL
+
+
+@pytest.mark.parametrize(
+    ("wanted", "march"), [("neon", "armv8-a"), ("dot!", "armv8.2-a+dotprod"), ("", None), ("avx2", None)]
+)
+def test_sets_of_arm_are_the_compilers_business(wanted, march, monkeypatch):
+    ask(monkeypatch, wanted)
+    assert instructions.arm_march() == march

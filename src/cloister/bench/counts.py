@@ -116,6 +116,7 @@ class CountDocument(msgspec.Struct, frozen=True, kw_only=True):
         schema: name and version of this document.
         enclave: where it was counted.
         board: the trusted application's board.
+        march: instruction set of the kernels, as gcc's `-march` takes it.
         isolation: what keeps the rest of the machine out, in words.
         repeats: counts of which each number is the median.
         rows: the counts.
@@ -125,6 +126,7 @@ class CountDocument(msgspec.Struct, frozen=True, kw_only=True):
     schema: Literal["cloister.counts/1"] = "cloister.counts/1"
     enclave: str
     board: str
+    march: str
     isolation: str
     repeats: int
     rows: tuple[CountRow, ...]
@@ -164,6 +166,7 @@ def count_instructions(
     return CountDocument(
         enclave="emulator",
         board=info.board,
+        march=emulator.instance(counting=True).machine.profile.march,
         isolation=info.isolation,
         repeats=repeats,
         rows=tuple(rows),

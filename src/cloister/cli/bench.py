@@ -238,7 +238,7 @@ def _count(models: tuple[str, ...], budgets: tuple[int | None, ...], repeats: in
 def _show_counts(document: CountDocument) -> None:
     columns = ["model", "inside", "budget", "images", "all", "crossing", "unsealing", "computing"]
     columns += ["a byte", "a MAC", "ratio"]
-    title = f"Millions of instructions for an image on {document.board} ({document.isolation})"
+    title = f"Millions of instructions for an image on {document.board}, {document.march} ({document.isolation})"
     ui.table(title, columns, [_count_cells(row) for row in document.rows], right=",".join(columns[2:]))
     ui.say(
         "a byte: instructions to open a byte of a slice; a MAC: to compute a multiply-add; ratio: to everything outside"

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from cloister.boards import Board, load_board
 from cloister.emulator import build, hosttools
 from cloister.emulator.apt import Apt
 from cloister.emulator.cache import Cache, digest_of_folder
+from cloister.enclave.instructions import arm_march
 
 __all__ = ["Images", "Machine", "World", "in_option"]
 
@@ -147,8 +150,9 @@ class Machine(abc.ABC):
 
     @property
     def profile(self) -> Board:
-        """Its board profile."""
-        return load_board(self.board)
+        """Its board profile, with lesser kernels if `$CLOISTER_INSTRUCTIONS` names some of Arm."""
+        board = load_board(self.board)
+        return msgspec.structs.replace(board, march=arm_march() or board.march)
 
     def images(self, cache: Cache, tell: Callable[[str], None], *, anew: bool) -> Images:
         """Fetch and build what is not there yet.

@@ -9,12 +9,14 @@ import warnings
 from cloister.enclave.core import load_library
 from cloister.errors import EnclaveUnavailable, UserError
 
-__all__ = ["VARIABLE", "allowed_sets", "best_set"]
+__all__ = ["VARIABLE", "allowed_sets", "arm_march", "best_set"]
 
 VARIABLE = "CLOISTER_INSTRUCTIONS"
 #: Kernels of int8 convolutions, best first; the place of each is its bit in `native/core/kernels/sets.h`.
 _NAMES = ("amx", "avx512", "avxvnni", "avx2", "dot", "neon")
 _PLAIN = "plain"
+#: For Arm the compiler decides, by its `-march`.
+_MARCHES = {"dot": "armv8.2-a+dotprod", "neon": "armv8-a"}
 _ALL = (1 << len(_NAMES)) - 1
 
 
@@ -45,6 +47,11 @@ def allowed_sets() -> int:
         EnclaveUnavailable: this machine does not have it, and it was to be that one.
     """
     return _read(os.environ.get(VARIABLE, ""))
+
+
+def arm_march() -> str | None:
+    """What gcc's `-march` calls the set that `$CLOISTER_INSTRUCTIONS` names, or None if it names none of Arm."""
+    return _MARCHES.get(os.environ.get(VARIABLE, "").removesuffix("!"))
 
 
 @functools.cache
