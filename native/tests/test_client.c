@@ -148,18 +148,28 @@ static int processors_of(const cl_peer *peer)
     return CPU_COUNT(&set);
 }
 
+/* A call may be a long one on a busy machine: until one was short. */
+static void call_until_beside(cl_peer *peer)
+{
+    for (uint32_t i = 0; i < 1000; i++) {
+        CHECK_EQ(call(peer, GOOD), CL_PEER_GOOD);
+        if (processors_of(peer) == 1) {
+            return;
+        }
+    }
+    CHECK(false);
+}
+
 /* Beside the caller where calls are short, anywhere where they are not. */
 static void test_placement(void)
 {
     cl_peer peer = start();
     int all = processors_of(&peer);
-    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
-    CHECK_EQ(processors_of(&peer), 1);
+    call_until_beside(&peer);
     CHECK_EQ(call(&peer, SLOW), CL_PEER_GOOD);
     CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
     CHECK_EQ(processors_of(&peer), all);
-    CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
-    CHECK_EQ(processors_of(&peer), 1);
+    call_until_beside(&peer);
     end(&peer);
 }
 
