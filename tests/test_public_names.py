@@ -8,6 +8,7 @@ import cloister
 NAMES = [
     "CloisterError",
     "Dataset",
+    "Exposure",
     "Protected",
     "Session",
     "Stats",
@@ -16,6 +17,7 @@ NAMES = [
     "load",
     "load_dataset",
     "load_target",
+    "measure",
     "protect",
     "train",
 ]

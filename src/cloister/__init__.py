@@ -13,6 +13,8 @@ from cloister.errors import CloisterError
 if TYPE_CHECKING:
     from cloister.data import Dataset, load_dataset
     from cloister.enclave.session import Session, Stats, load
+    from cloister.exposure.document import Exposure
+    from cloister.exposure.measure import measure
     from cloister.protection import Protected, protect
     from cloister.target import Target, load_target
     from cloister.trainer import TrainResult, train
@@ -22,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CloisterError",
     "Dataset",
+    "Exposure",
     "Protected",
     "Session",
     "Stats",
@@ -30,12 +33,14 @@ __all__ = [
     "load",
     "load_dataset",
     "load_target",
+    "measure",
     "protect",
     "train",
 ]
 
 _HOMES = {
     "Dataset": "data",
+    "Exposure": "exposure.document",
     "Protected": "protection",
     "Session": "enclave.session",
     "Stats": "enclave.session",
@@ -44,6 +49,7 @@ _HOMES = {
     "load": "enclave.session",
     "load_dataset": "data",
     "load_target": "target",
+    "measure": "exposure.measure",
     "protect": "protection",
     "train": "trainer",
 }

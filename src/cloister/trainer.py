@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +30,7 @@ from cloister.outputs import check_output
 from cloister.progress import Progress
 from cloister.target import Target
 
-__all__ = ["Precision", "TrainResult", "evaluate", "train"]
+__all__ = ["Precision", "TrainResult", "choose_precision", "evaluate", "limited_threads", "train", "train_again"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -223,10 +224,10 @@ def train(
         seed=seed,
         lr=lr,
         batch_size=batch_size,
-        precision=_choose_precision(precision),
+        precision=choose_precision(precision),
     )
     resume = out.with_name(f"{out.name}.resume")
-    with _threads(n_threads), torch.random.fork_rng(devices=[]):
+    with limited_threads(n_threads), torch.random.fork_rng(devices=[]):
         run = _begin(model, settings, resume, force=force)
         while run.n_epochs_done < epochs:
             _train_epoch(run, dataset, members, progress)
@@ -234,6 +235,67 @@ def train(
         result = _finish(run, dataset, members, out)
     resume.unlink(missing_ok=True)
     return result
+
+
+class _Pair:
+    """Images and labels by index, as `_train_epoch` takes them."""
+
+    def __init__(self, images: npt.NDArray[np.float32], labels: Indices) -> None:
+        self._images, self._labels = images, labels
+
+    def images(self, indices: Indices) -> npt.NDArray[np.float32]:
+        return self._images[indices]
+
+    def labels(self, indices: Indices) -> Indices:
+        return self._labels[indices]
+
+
+def train_again(
+    model: nn.Module,
+    images: npt.NDArray[np.float32],
+    labels: Indices,
+    recipe: Checkpoint,
+    *,
+    resume: Path,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Train a model as another one was, on other images.
+
+    Args:
+        model: with its initial weights; it is not changed.
+        images: (N, *input_shape) float32, all of which are trained on.
+        labels: (N,) int64.
+        recipe: whose epochs, learning rate, batch size, precision and seed to use.
+        resume: where the state is kept after every epoch; removed at the end.
+        progress: told after every step.
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    settings = _Settings(
+        model=recipe.model,
+        initial_sha256=_hash_weights(model),
+        data=recipe.data,
+        data_sha256=digest.hexdigest(),
+        n_members=len(images),
+        epochs=recipe.n_epochs,
+        seed=recipe.seed,
+        lr=recipe.learning_rate,
+        batch_size=recipe.batch_size,
+        precision=recipe.precision,
+    )
+    with torch.random.fork_rng(devices=[]):
+        run = _begin(model, settings, resume, force=True)
+        while run.n_epochs_done < settings.epochs:
+            _train_epoch(run, _Pair(images, labels), np.arange(len(images)), progress)
+            run.save(resume)
+    resume.unlink(missing_ok=True)
+    return run.model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[no-any-return]
 
 
 def evaluate(
@@ -316,7 +378,8 @@ def _check_target(target: Target, dataset: Dataset) -> nn.Module:
     return target.model
 
 
-def _choose_precision(precision: Precision) -> str:
+def choose_precision(precision: Precision) -> str:
+    """What `auto` stands for on this machine: `float32` or `bfloat16`."""
     if precision != "auto":
         return precision
     # Emulated bfloat16 is slower than float32; on AMX it trains small nets up to three times as fast.
@@ -332,7 +395,8 @@ def _hash_weights(model: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def _threads(n_threads: int | None) -> Iterator[None]:
+def limited_threads(n_threads: int | None) -> Iterator[None]:
+    """A number of PyTorch's threads for a while; as they are if None."""
     before = torch.get_num_threads()
     if n_threads is not None:
         torch.set_num_threads(n_threads)
@@ -371,7 +435,7 @@ def _differences(before: _Settings, now: _Settings) -> list[str]:
     ]
 
 
-def _train_epoch(run: _Run, dataset: Dataset, members: Indices, progress: Progress | None) -> None:
+def _train_epoch(run: _Run, dataset: Dataset | _Pair, members: Indices, progress: Progress | None) -> None:
     settings, epoch = run.settings, run.n_epochs_done
     began = time.perf_counter()
     seeds = np.random.SeedSequence([settings.seed, epoch])

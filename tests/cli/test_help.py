@@ -11,7 +11,7 @@ from cloister.cli import cloister
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = [
-    *("", "demo", "train", "protect", "run", "inspect", "keys", "keys show", "keys export"),
+    *("", "demo", "train", "measure", "protect", "run", "inspect", "keys", "keys show", "keys export"),
     *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs"),
     *("bench", "reproduce", "reproduce yang2024-cost", "doctor"),
 ]

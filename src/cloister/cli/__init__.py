@@ -20,6 +20,7 @@ from cloister.cli.doctor import doctor
 from cloister.cli.emulator import emulator
 from cloister.cli.inspect import inspect
 from cloister.cli.keys import keys
+from cloister.cli.measure import measure
 from cloister.cli.protect import protect
 from cloister.cli.reproduce import reproduce
 from cloister.cli.run import run
@@ -78,7 +79,7 @@ def cloister() -> None:
     """Keep the part of a neural network that remembers its training data inside an enclave."""
 
 
-for _command in (demo, train, protect, run, inspect, keys, emulator, bench, reproduce, doctor):
+for _command in (demo, train, measure, protect, run, inspect, keys, emulator, bench, reproduce, doctor):
     cloister.add_command(_command)
 
 

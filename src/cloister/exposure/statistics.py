@@ -1,0 +1,138 @@
+"""From readings to intervals, ratios, ranks and words: pure functions."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from cloister.exposure.document import Comparison, Interval, LayerExposure, Ranking, Ratio, Reading
+
+__all__ = ["compare", "describe", "interval", "rank", "ratio"]
+
+_NORMAL_95 = 1.96
+#: From this rank correlation on, the number of parameters is said to explain a ranking.
+_EXPLAINS = 0.7
+#: A re-initialised layer that scores this share of its value is said to keep it.
+_KEEPS = 0.9
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95 % confidence interval of at least one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Interval(mean=mean, low=None, high=None)
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def compare(p: Sequence[Reading], r: Sequence[Reading], *, undefined: str | None = None) -> Comparison:
+    """M_p against M_r, a reading of each for every repeat; undefined for a reason that is known already, or None."""
+    by_loss = [one.epsilon for one in p], [one.epsilon for one in r], [one.loss_error for one in p]
+    by_accuracy = [one.gap for one in p], [one.gap for one in r], [one.accuracy_error for one in p]
+    return Comparison(by_loss=ratio(*by_loss, undefined), by_accuracy=ratio(*by_accuracy, undefined))
+
+
+def ratio(p: Sequence[float], r: Sequence[float], errors: Sequence[float], undefined: str | None = None) -> Ratio:
+    """Equation 4, repeat by repeat; undefined where ε(M_p) cannot be told from 0.
+
+    That is where the mean of ε(M_p) is at most 1.96 of its standard errors from the spread of the samples, or its
+    interval over the repeats reaches down to 0, or it is not positive in one of them.
+
+    Args:
+        p: ε(M_p) of each repeat.
+        r: ε(M_r) of each repeat.
+        errors: standard error of each ε(M_p) as an estimate from finitely many samples.
+        undefined: why it is undefined anyway, or None.
+    """
+    of_p = interval(p)
+    reason = undefined or _undefined(of_p, min(p), statistics.fmean(errors))
+    exposure = None if reason else interval([(a - b) / a for a, b in zip(p, r, strict=True)])
+    return Ratio(p=of_p, r=interval(r), exposure=exposure, undefined=reason)
+
+
+def _undefined(p: Interval, lowest: float, error: float) -> str | None:
+    if p.mean <= _NORMAL_95 * error:
+        return f"M_p's gap {p.mean:.2g} cannot be told from 0: its standard error over the samples is {error:.2g}"
+    if p.low is not None and p.low <= 0:
+        return f"M_p's gap {p.mean:.2g} cannot be told from 0: its interval over the repeats begins at {p.low:.2g}"
+    return f"M_p's gap is {lowest:.2g} in one repeat" if lowest <= 0 else None
+
+
+def rank(layers: Sequence[LayerExposure]) -> Ranking:
+    """Order layers by exposure, and correlate the order with their size and depth."""
+    known = [(layer, found.mean) for layer in layers if (found := layer.measured.by_loss.exposure)]
+    values = [value for _, value in known]
+    with_parameters = _spearman(values, [layer.n_parameters for layer, _ in known])
+    with_depth = _spearman(values, [layer.depth for layer, _ in known])
+    explains = None
+    if with_parameters is not None:
+        explains = with_parameters >= max(_EXPLAINS, -1 if with_depth is None else with_depth)
+    return Ranking(
+        layers=tuple(layer.name for layer, _ in sorted(known, key=lambda one: -one[1])),
+        with_parameters=with_parameters,
+        with_depth=with_depth,
+        capacity_explains=explains,
+    )
+
+
+def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    from scipy import stats
+
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def describe(layers: Sequence[LayerExposure], ranking: Ranking) -> tuple[str, ...]:
+    """What the ranking and the controls say, in sentences."""
+    return (*_on_capacity(ranking), *_on_reinitialised(layers), *_on_unseen(layers))
+
+
+def _on_capacity(ranking: Ranking) -> Iterable[str]:
+    if ranking.capacity_explains is None:
+        return
+    depth = "unknown" if ranking.with_depth is None else f"{ranking.with_depth:.2f}"
+    numbers = f"rank correlation {ranking.with_parameters:.2f} with the number of parameters, {depth} with depth"
+    if ranking.capacity_explains:
+        yield f"capacity explains the ranking: {numbers}; it tells how much a layer can learn, not what it remembers"
+    else:
+        yield f"capacity alone does not explain the ranking: {numbers}"
+
+
+def _on_reinitialised(layers: Sequence[LayerExposure]) -> Iterable[str]:
+    pairs = [
+        (a, b)
+        for layer in layers
+        if (a := _mean(layer.measured)) is not None
+        and layer.reinitialised is not None
+        and (b := _mean(layer.reinitialised)) is not None
+    ]
+    kept = [a for a, b in pairs if a > 0 and b >= _KEEPS * a]
+    if kept:
+        yield (
+            f"{len(kept)} of {len(pairs)} layers score at least {_KEEPS:.0%} of their value with weights drawn anew: "
+            "for these it is not about what the weights held"
+        )
+    elif pairs:
+        yield f"none of {len(pairs)} layers keeps {_KEEPS:.0%} of its value with weights drawn anew"
+
+
+def _on_unseen(layers: Sequence[LayerExposure]) -> Iterable[str]:
+    own = [a for layer in layers if layer.unseen_base and (a := _mean(layer.measured)) is not None]
+    unseen = [b for layer in layers if layer.unseen_base and (b := _mean(layer.unseen_base)) is not None]
+    if not own or not unseen:
+        return
+    a, b = statistics.median(own), statistics.median(unseen)
+    numbers = f"median {b:.2f} in a base that never saw the members, {a:.2f} in the target"
+    if b >= a:
+        yield f"a high value is no sign of memory: {numbers}"
+    else:
+        yield f"the target scores above a base that never saw the members: {numbers}"
+
+
+def _mean(comparison: Comparison) -> float | None:
+    found = comparison.by_loss.exposure
+    return None if found is None else found.mean
