@@ -9,7 +9,7 @@ from cloister.exposure.document import Comparison, Exposure, Interval
 
 __all__ = ["check_figure", "draw"]
 
-_BAR, _ANEW, _UNSEEN, _STEPS = "#1f5fa8", "#d08020", "#a03030", "#606060"
+_BAR, _ANEW, _UNSEEN, _STEPS = "#9dbfe3", "#c06000", "#a01010", "black"
 _INCHES_PER_LAYER = 0.9
 
 
@@ -35,7 +35,8 @@ def draw(document: Exposure) -> bytes:
         else:
             axes.bar(place, found.mean, yerr=_spread(found), color=_BAR, ecolor="black", capsize=3, width=0.6)
     for label, marker, colour, of_control in _marks(document):
-        points = [(place, value) for place, one in zip(places, of_control, strict=True) if (value := _mean(one))]
+        means = zip(places, map(_mean, of_control), strict=True)
+        points = [(place, mean) for place, mean in means if mean is not None]
         if points:
             xs, ys = zip(*points, strict=True)
             axes.scatter(xs, ys, marker=marker, color=colour, label=label, zorder=3)
