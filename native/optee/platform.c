@@ -28,6 +28,12 @@ uint32_t cl_platform_sets(void)
     return CL_ALL_SETS & ~CL_SET_AMX;
 }
 
+/* OP-TEE authenticates the source, then decrypts it. */
+bool cl_platform_reads_once(void)
+{
+    return false;
+}
+
 /* A trusted application has one thread. */
 bool cl_platform_beside(void)
 {

@@ -4,9 +4,8 @@
 #include <string.h>
 
 #include "aes_gcm.h"
+#include "piece.h"
 
-/* A copy of this many bytes stays in the first cache. */
-#define PIECE_BYTES ((size_t)4096)
 #define LINE_BYTES 64
 
 struct cl_aes_gcm {
@@ -73,18 +72,15 @@ bool cl_aes_gcm_aad(cl_aes_gcm *gcm, const void *aad, size_t n_bytes)
     return true;
 }
 
-/* The library reads a byte twice, to authenticate and to decrypt it. So it
- * gets a copy, which meanwhile nobody else changes. */
 bool cl_aes_gcm_part(cl_aes_gcm *gcm, uint8_t *to, const uint8_t *from,
                      size_t n_bytes)
 {
-    _Alignas(LINE_BYTES) static _Thread_local uint8_t piece[PIECE_BYTES];
-    if (!gcm->begun && !cl_aes_gcm_aad(gcm, piece, 0)) {
+    if (!gcm->begun && !cl_aes_gcm_aad(gcm, gcm->nonce, 0)) {
         return false;
     }
     while (n_bytes != 0) {
-        size_t n = n_bytes < PIECE_BYTES ? n_bytes : PIECE_BYTES;
-        memcpy(piece, from, n);
+        const uint8_t *piece = NULL;
+        size_t n = cl_take_piece(&piece, from, n_bytes);
         IMB_AES256_GCM_DEC_UPDATE(library, &gcm->key, &gcm->message, to, piece,
                                   n);
         to += n;

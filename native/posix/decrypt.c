@@ -1,28 +1,33 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "decrypt.h"
 
+#include <limits.h>
 #include <string.h>
 
-/* OpenSSL counts in int, so long buffers are given in parts. */
+#include "piece.h"
+
+bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes)
+{
+    int written = 0;
+    return n_bytes <= INT_MAX && EVP_DecryptUpdate(cipher, NULL, &written, aad,
+                                                   (int)n_bytes) == 1;
+}
+
 bool cl_decrypt_part(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
                      size_t n_bytes)
 {
     while (n_bytes != 0) {
-        int part = n_bytes < (1u << 30) ? (int)n_bytes : 1 << 30;
+        const uint8_t *piece = NULL;
+        size_t n = cl_take_piece(&piece, from, n_bytes);
         int written = 0;
-        if (EVP_DecryptUpdate(cipher, to, &written, from, part) != 1) {
+        if (EVP_DecryptUpdate(cipher, to, &written, piece, (int)n) != 1) {
             return false;
         }
-        from += part;
-        to = to != NULL ? to + part : NULL;
-        n_bytes -= (size_t)part;
+        to += n;
+        from += n;
+        n_bytes -= n;
     }
     return true;
-}
-
-bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes)
-{
-    return cl_decrypt_part(cipher, NULL, aad, n_bytes);
 }
 
 static bool set_tag(EVP_CIPHER_CTX *cipher, const uint8_t *tag)

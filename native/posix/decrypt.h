@@ -14,7 +14,8 @@
  * Returns: false if OpenSSL fails. */
 bool cl_decrypt_aad(EVP_CIPHER_CTX *cipher, const void *aad, size_t n_bytes);
 
-/* Decrypt some. Out: to: n_bytes; may be `from`.
+/* Decrypt some. Each byte of `from` is read once.
+ * Out: to: n_bytes; may be `from`.
  * Returns: false if OpenSSL fails. */
 bool cl_decrypt_part(EVP_CIPHER_CTX *cipher, uint8_t *to, const uint8_t *from,
                      size_t n_bytes);

@@ -42,6 +42,12 @@ cl_platform cl_platform_describe(void)
     return platform;
 }
 
+/* As decrypt.c does it. */
+bool cl_platform_reads_once(void)
+{
+    return true;
+}
+
 cl_heap_use cl_platform_heap_use(void)
 {
     return (cl_heap_use){cl_ta_heap.peak_bytes, cl_ta_heap.live_bytes};

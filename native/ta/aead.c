@@ -30,18 +30,20 @@ TEE_Result cl_aead_init(cl_aead *aead, uint32_t suite, const uint8_t *key)
     return result;
 }
 
-TEE_Result cl_aead_open(const cl_aead *aead, uint8_t *bytes, size_t n_bytes,
-                        const uint8_t *tag, const uint8_t *nonce,
-                        const void *aad, size_t aad_bytes)
+TEE_Result cl_aead_open(const cl_aead *aead, uint8_t *to, const uint8_t *from,
+                        size_t n_bytes, const uint8_t *tag,
+                        const uint8_t *nonce, const void *aad,
+                        size_t aad_bytes)
 {
     if (aead->suite == CL_SUITE_AES_256_GCM) {
-        return cl_gcm_open(aead->operation, bytes, n_bytes, tag, nonce, aad,
+        return cl_gcm_open(aead->operation, to, from, n_bytes, tag, nonce, aad,
                            aad_bytes);
     }
-    TEE_Result result = cl_chacha20_poly1305_open(
-        bytes, n_bytes, tag, aead->key, nonce, aad, aad_bytes);
+    TEE_MemMove(to, from, n_bytes);
+    TEE_Result result = cl_chacha20_poly1305_open(to, n_bytes, tag, aead->key,
+                                                  nonce, aad, aad_bytes);
     if (result != TEE_SUCCESS) {
-        TEE_MemFill(bytes, 0, n_bytes);
+        TEE_MemFill(to, 0, n_bytes);
     }
     return result;
 }

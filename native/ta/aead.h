@@ -24,14 +24,16 @@ bool cl_aead_known(uint32_t suite);
  * Out: aead: to be freed with cl_aead_free. In: key: 32 bytes. */
 TEE_Result cl_aead_init(cl_aead *aead, uint32_t suite, const uint8_t *key);
 
-/* Open in place: n_bytes of ciphertext become plaintext.
+/* Open n_bytes of ciphertext.
  * Returns: TEE_ERROR_MAC_INVALID if anything was changed; after any failure
- *          the bytes are wiped.
- * In/Out: bytes: n_bytes of memory that only this side can write.
- * In: aead: has a key; nonce: 12 bytes; tag: 16 bytes, likewise ours. */
-TEE_Result cl_aead_open(const cl_aead *aead, uint8_t *bytes, size_t n_bytes,
-                        const uint8_t *tag, const uint8_t *nonce,
-                        const void *aad, size_t aad_bytes);
+ *          `to` is wiped.
+ * Out: to: n_bytes of memory that only this side can write; may be `from`.
+ * In: aead: has a key; from: may be shared memory; nonce: 12 bytes and tag: 16
+ *     bytes of ours. */
+TEE_Result cl_aead_open(const cl_aead *aead, uint8_t *to, const uint8_t *from,
+                        size_t n_bytes, const uint8_t *tag,
+                        const uint8_t *nonce, const void *aad,
+                        size_t aad_bytes);
 
 /* Wipe the key. In/Out: aead: then all zero. */
 void cl_aead_free(cl_aead *aead);

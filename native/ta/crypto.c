@@ -2,6 +2,7 @@
 #include "crypto.h"
 
 #include "commands.h"
+#include "platform.h"
 
 /* An operation with a 256-bit secret as its key. */
 static TEE_Result keyed(TEE_OperationHandle *operation, uint32_t algorithm,
@@ -40,20 +41,21 @@ TEE_Result cl_gcm_key(TEE_OperationHandle *operation, const uint8_t *key)
 
 /* The last, incomplete block of 16 bytes is opened beside its place: OP-TEE 4.5
  * authenticates the wrong bytes of such a block when it is opened in place. */
-static TEE_Result decrypt(TEE_OperationHandle operation, uint8_t *bytes,
-                          size_t n_bytes, const uint8_t *tag)
+static TEE_Result decrypt(TEE_OperationHandle operation, uint8_t *to,
+                          const uint8_t *from, size_t n_bytes,
+                          const uint8_t *tag)
 {
     uint8_t expected[CL_TAG_BYTES], rest[16];
     size_t n_rest = n_bytes % sizeof rest, n_whole = n_bytes - n_rest;
     size_t opened = n_whole, opened_rest = n_rest;
     TEE_Result result = TEE_SUCCESS;
     TEE_MemMove(expected, tag, sizeof expected);
-    TEE_MemMove(rest, bytes + n_whole, n_rest);
+    TEE_MemMove(rest, from + n_whole, n_rest);
     if (n_whole != 0) {
-        result = TEE_AEUpdate(operation, bytes, n_whole, bytes, &opened);
+        result = TEE_AEUpdate(operation, from, n_whole, to, &opened);
     }
     if (result == TEE_SUCCESS) {
-        result = TEE_AEDecryptFinal(operation, rest, n_rest, bytes + n_whole,
+        result = TEE_AEDecryptFinal(operation, rest, n_rest, to + n_whole,
                                     &opened_rest, expected, sizeof expected);
     }
     if (result == TEE_SUCCESS && opened + opened_rest != n_bytes) {
@@ -62,11 +64,15 @@ static TEE_Result decrypt(TEE_OperationHandle operation, uint8_t *bytes,
     return result;
 }
 
-TEE_Result cl_gcm_open(TEE_OperationHandle operation, uint8_t *bytes,
-                       size_t n_bytes, const uint8_t *tag,
+TEE_Result cl_gcm_open(TEE_OperationHandle operation, uint8_t *to,
+                       const uint8_t *from, size_t n_bytes, const uint8_t *tag,
                        const uint8_t *nonce, const void *aad,
                        size_t aad_bytes)
 {
+    if (from != to && !cl_platform_reads_once()) {
+        TEE_MemMove(to, from, n_bytes);
+        from = to;
+    }
     TEE_ResetOperation(operation); /* it may have been left by a failure */
     TEE_Result result = TEE_AEInit(operation, nonce, CL_NONCE_BYTES,
                                    8 * CL_TAG_BYTES, aad_bytes, n_bytes);
@@ -74,10 +80,10 @@ TEE_Result cl_gcm_open(TEE_OperationHandle operation, uint8_t *bytes,
         if (aad_bytes != 0) {
             TEE_AEUpdateAAD(operation, aad, aad_bytes);
         }
-        result = decrypt(operation, bytes, n_bytes, tag);
+        result = decrypt(operation, to, from, n_bytes, tag);
     }
     if (result != TEE_SUCCESS) {
-        TEE_MemFill(bytes, 0, n_bytes);
+        TEE_MemFill(to, 0, n_bytes);
     }
     return result;
 }

@@ -17,13 +17,12 @@ typedef struct cl_piece {
  * Out: operation: to be freed with TEE_FreeOperation. In: key: 32 bytes. */
 TEE_Result cl_gcm_key(TEE_OperationHandle *operation, const uint8_t *key);
 
-/* Open in place: n_bytes of ciphertext become plaintext.
- * Returns: TEE_ERROR_MAC_INVALID if anything was changed; then the bytes are
- *          wiped.
- * In/Out: bytes: n_bytes of memory that only this side can write.
- * In: nonce: 12 bytes; tag: 16 bytes, likewise ours. */
-TEE_Result cl_gcm_open(TEE_OperationHandle operation, uint8_t *bytes,
-                       size_t n_bytes, const uint8_t *tag,
+/* Open n_bytes of ciphertext.
+ * Returns: TEE_ERROR_MAC_INVALID if anything was changed; then `to` is wiped.
+ * Out: to: n_bytes of memory that only this side can write; may be `from`.
+ * In: from: may be shared memory; nonce: 12 bytes and tag: 16 bytes of ours. */
+TEE_Result cl_gcm_open(TEE_OperationHandle operation, uint8_t *to,
+                       const uint8_t *from, size_t n_bytes, const uint8_t *tag,
                        const uint8_t *nonce, const void *aad,
                        size_t aad_bytes);
 

@@ -109,7 +109,8 @@ static TEE_Result open_message(const schedule *s, uint8_t *bytes,
     TEE_OperationHandle operation = TEE_HANDLE_NULL;
     TEE_Result result = cl_gcm_key(&operation, s->key);
     if (result == TEE_SUCCESS) {
-        result = cl_gcm_open(operation, bytes, n_bytes, tag, s->nonce, NULL, 0);
+        result = cl_gcm_open(operation, bytes, bytes, n_bytes, tag, s->nonce,
+                             NULL, 0);
         TEE_FreeOperation(operation);
     }
     return result == TEE_ERROR_MAC_INVALID ? TEE_ERROR_ACCESS_DENIED : result;

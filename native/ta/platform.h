@@ -61,6 +61,10 @@ void cl_platform_give(cl_job *job);
  * has begun. */
 void cl_platform_finish(cl_job *job);
 
+/* Returns: whether TEE_AEUpdate reads each byte of its source once, so that
+ * the source may change meanwhile. */
+bool cl_platform_reads_once(void);
+
 /* Returns: nanoseconds since some fixed moment; never goes back. */
 uint64_t cl_platform_now_ns(void);
 

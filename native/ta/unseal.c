@@ -49,7 +49,7 @@ TEE_Result cl_unseal_key(cl_aead *openers, uint32_t n,
     return result;
 }
 
-/* Copy in, then open in place under nonce `number`. */
+/* Open under nonce `number`. */
 static TEE_Result open_part(const cl_aead *opener, uint8_t *to,
                             uint32_t number, const uint8_t *sealed,
                             size_t n_bytes, const void *aad, size_t aad_bytes)
@@ -57,9 +57,9 @@ static TEE_Result open_part(const cl_aead *opener, uint8_t *to,
     uint8_t nonce[CL_NONCE_BYTES] = {0};
     uint8_t tag[CL_TAG_BYTES];
     cl_store_u32(nonce, number);
-    TEE_MemMove(to, sealed, n_bytes);
     TEE_MemMove(tag, sealed + n_bytes, sizeof tag);
-    return cl_aead_open(opener, to, n_bytes, tag, nonce, aad, aad_bytes);
+    return cl_aead_open(opener, to, sealed, n_bytes, tag, nonce, aad,
+                        aad_bytes);
 }
 
 TEE_Result cl_unseal_program(const cl_aead *opener, uint8_t *program,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Opening the parts of a bundle under its content key (docs/spec/bundle.md).
- * Sealed bytes lie in shared memory and may change at any time: they are
- * copied in first and opened where they then lie.
+ * Sealed bytes lie in shared memory and may change at any time: each is read
+ * once, and what is opened is what was authenticated.
  */
 #ifndef CL_UNSEAL_H
 #define CL_UNSEAL_H

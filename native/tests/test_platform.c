@@ -12,6 +12,9 @@
 #include "../../vectors/hpke.h"
 #include "../../vectors/rfc8439.h"
 
+#include <openssl/evp.h>
+#include <pthread.h>
+
 static void from_hex(uint8_t *to, const char *hex)
 {
     for (; *hex != 0; hex += 2) {
@@ -48,7 +51,7 @@ static void test_heap_survives_random_use(void)
     size_t sizes[32] = {0};
     uint32_t seed = 7;
     size_t before = cl_ta_heap.live_bytes;
-    for (int i = 0; i < 20000; i++) {
+    for (int i = 0; i < 3000; i++) {
         uint32_t k = below(&seed, 32);
         for (size_t j = 0; held[k] != NULL && j < sizes[k]; j++) {
             CHECK_EQ(held[k][j], k);
@@ -103,11 +106,11 @@ static void test_gcm(void)
                        "303d8a318a721c3c0c95956809532fcf0e2449a6b525b16aedf5"
                        "aa0de657ba637b39");
     CHECK(cl_gcm_key(&operation, key) == TEE_SUCCESS);
-    CHECK(cl_gcm_open(operation, text, 60, tag, nonce, aad, 20) ==
+    CHECK(cl_gcm_open(operation, text, text, 60, tag, nonce, aad, 20) ==
           TEE_SUCCESS);
     CHECK(memcmp(text, expected, 60) == 0);
     tag[0] ^= 1;
-    CHECK(cl_gcm_open(operation, text, 60, tag, nonce, aad, 20) ==
+    CHECK(cl_gcm_open(operation, text, text, 60, tag, nonce, aad, 20) ==
           TEE_ERROR_MAC_INVALID);
     for (int i = 0; i < 60; i++) {
         CHECK_EQ(text[i], 0);
@@ -115,9 +118,92 @@ static void test_gcm(void)
     /* a failure leaves the operation in a state that must be reset */
     CHECK(TEE_AEInit(operation, nonce, 12, 128, 20, 60) ==
           TEE_ERROR_BAD_STATE);
-    CHECK(cl_gcm_open(operation, text, 60, tag, nonce, aad, 20) ==
+    CHECK(cl_gcm_open(operation, text, text, 60, tag, nonce, aad, 20) ==
           TEE_ERROR_MAC_INVALID);
     TEE_FreeOperation(operation);
+}
+
+/* A sealed message of n zeros, and its tag, under keys of zeros. */
+static void seal_zeros(uint8_t *sealed, size_t n, uint8_t *tag)
+{
+    const uint8_t zeros[32] = {0};
+    int written = 0;
+    EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
+    EVP_CIPHER *gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
+    memset(sealed, 0, n);
+    CHECK(EVP_EncryptInit_ex2(cipher, gcm, zeros, zeros, NULL) == 1);
+    CHECK(EVP_EncryptUpdate(cipher, sealed, &written, sealed, (int)n) == 1);
+    CHECK(EVP_EncryptFinal_ex(cipher, sealed + n, &written) == 1);
+    CHECK(EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_AEAD_GET_TAG, 16, tag) == 1);
+    EVP_CIPHER_free(gcm);
+    EVP_CIPHER_CTX_free(cipher);
+}
+
+static void check_zeros(const uint8_t *bytes, size_t n)
+{
+    CHECK(n == 0 || bytes[0] == 0);
+    CHECK(n < 2 || memcmp(bytes, bytes + 1, n - 1) == 0);
+}
+
+/* Every length around the pieces in which it is done, in place and not. */
+static void test_gcm_lengths(void)
+{
+    static const size_t lengths[] = {0,    1,    15,   16,   17,   1535,
+                                     1536, 1537, 3071, 3072, 3073, 75269};
+    uint8_t key[32] = {0}, nonce[12] = {0}, tag[16];
+    cl_aead aead = {0};
+    CHECK(cl_aead_init(&aead, CL_SUITE_AES_256_GCM, key) == TEE_SUCCESS);
+    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+        size_t n = lengths[i];
+        uint8_t *from = malloc(n), *to = malloc(n);
+        seal_zeros(from, n, tag);
+        memset(to, 0xAA, n);
+        CHECK(cl_aead_open(&aead, to, from, n, tag, nonce, NULL, 0) ==
+              TEE_SUCCESS);
+        check_zeros(to, n);
+        CHECK(cl_aead_open(&aead, from, from, n, tag, nonce, NULL, 0) ==
+              TEE_SUCCESS);
+        check_zeros(from, n);
+        free(from);
+        free(to);
+    }
+    cl_aead_free(&aead);
+}
+
+enum { CHANGED = 4000 };
+static volatile uint8_t shared_bytes[8192];
+static uint32_t enough;
+
+static void *keep_changing(void *unused)
+{
+    while (__atomic_load_n(&enough, __ATOMIC_SEQ_CST) == 0) {
+        shared_bytes[CHANGED] ^= 1;
+    }
+    return unused;
+}
+
+/* Somebody changes the source all the time: what is opened is still what was
+ * sealed, or nothing is. */
+static void test_gcm_changing_source(void)
+{
+    uint8_t key[32] = {0}, nonce[12] = {0}, tag[16], to[sizeof shared_bytes];
+    uint8_t *from = (uint8_t *)(uintptr_t)shared_bytes;
+    cl_aead aead = {0};
+    pthread_t thread;
+    int opened = 0;
+    seal_zeros(from, sizeof to, tag);
+    CHECK(cl_aead_init(&aead, CL_SUITE_AES_256_GCM, key) == TEE_SUCCESS);
+    CHECK(pthread_create(&thread, NULL, keep_changing, NULL) == 0);
+    for (int i = 0; i < 3000; i++) {
+        memset(to, 0xAA, sizeof to);
+        opened += cl_aead_open(&aead, to, from, sizeof to, tag, nonce, NULL,
+                               0) == TEE_SUCCESS;
+        check_zeros(to, sizeof to);
+    }
+    __atomic_store_n(&enough, 1, __ATOMIC_SEQ_CST);
+    CHECK(pthread_join(thread, NULL) == 0);
+    printf("opened %d of 3000 while the source was changed\n", opened);
+    cl_aead_free(&aead);
 }
 
 /* Opens the vector with bit `bit` of its parts flipped, none for -1.
@@ -139,7 +225,7 @@ static TEE_Result open_rfc8439(int bit)
     }
     CHECK(cl_aead_init(&aead, CL_SUITE_CHACHA20_POLY1305, p.key) ==
           TEE_SUCCESS);
-    TEE_Result result = cl_aead_open(&aead, p.text, sizeof p.text, p.tag,
+    TEE_Result result = cl_aead_open(&aead, p.text, p.text, sizeof p.text, p.tag,
                                      p.nonce, p.aad, sizeof p.aad);
     for (size_t i = 0; i < sizeof p.text; i++) {
         CHECK_EQ(p.text[i], result == TEE_SUCCESS ? rfc8439_plaintext[i] : 0);
@@ -171,14 +257,14 @@ static void test_suites(void)
         CHECK(cl_aead_init(&aead, suite, key) ==
               (known ? TEE_SUCCESS : TEE_ERROR_NOT_SUPPORTED));
         if (known) {
-            CHECK(cl_aead_open(&aead, NULL, 0, tag, nonce, NULL, 0) ==
+            CHECK(cl_aead_open(&aead, NULL, NULL, 0, tag, nonce, NULL, 0) ==
                   TEE_ERROR_MAC_INVALID);
         }
         cl_aead_free(&aead);
     }
     from_hex(tag, "530f8afbc74536b9a963b4f1c4cb738b"); /* GCM, test case 13 */
     CHECK(cl_aead_init(&aead, CL_SUITE_AES_256_GCM, key) == TEE_SUCCESS);
-    CHECK(cl_aead_open(&aead, NULL, 0, tag, nonce, NULL, 0) == TEE_SUCCESS);
+    CHECK(cl_aead_open(&aead, NULL, NULL, 0, tag, nonce, NULL, 0) == TEE_SUCCESS);
     cl_aead_free(&aead);
 }
 
@@ -361,6 +447,8 @@ int main(void)
     test_heap_survives_random_use();
     test_sha256_and_hmac();
     test_gcm();
+    test_gcm_lengths();
+    test_gcm_changing_source();
     test_chacha();
     test_suites();
     test_x25519();
