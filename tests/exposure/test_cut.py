@@ -126,6 +126,13 @@ def test_layers_are_those_of_the_layer_table(name):
     assert sorted(parameters) == sorted(name for name, _ in model.named_parameters())
 
 
+def test_parameters_of_the_model_itself_are_one_layer_where_they_are_read_together():
+    (layer,) = layer_table(lower(capture(nn.Linear(6, 5), (6,)).module))
+    (group,) = Network(nn.Linear(6, 5), (6,)).groups()
+    assert group.name == layer.name == "weight"
+    assert group.parameters == ("weight", "bias")
+
+
 def test_exported_program_has_the_layers_of_its_module():
     model, shape = cases.build("residual")
     program = torch.export.export(model, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

@@ -255,7 +255,7 @@ def test_control_of_the_same_images_is_refused(target):
     with pytest.raises(DataError, match="40 of 40"):
         measure(target, **settings, control=target)
     other = cases.target(model=nn.Linear(6, 5), members=cases.pair((6,), 40, 7))
-    with pytest.raises(TargetError, match="expected the layers of `small`"):
+    with pytest.raises(TargetError, match="expected the target's layers 0, 2, 4, but it has weight"):
         measure(target, **settings, control=other)
     with pytest.raises(TargetError, match="input shape"):
         measure(
@@ -404,6 +404,12 @@ def test_outputs_that_are_no_logits_are_refused():
     target = cases.target(model=nn.Linear(6, 5), shape=(4, 6))
     with pytest.raises(TargetError, match="logits"):
         measure(target, **QUICK)
+
+
+def test_model_that_mixes_images_is_refused(target):
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 5))
+    with pytest.raises(UnsupportedModel, match="mixes images"):
+        measure(dataclasses.replace(target, model=model), **QUICK)
 
 
 def test_model_that_cannot_be_exported_is_refused(target):

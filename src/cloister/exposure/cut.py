@@ -155,13 +155,21 @@ class Network:
         members: dict[str, list[str]] = {}
         if wanted is None:
             for name in self.parameters:
-                module = name.rpartition(".")[0] or name
-                members.setdefault(self._aliases.get(module, module), []).append(name)
+                members.setdefault(self._layer_of(name), []).append(name)
         else:
             members = _matched(wanted, self.parameters)
         order = {name: place for place, name in enumerate(self.parameters)}
         named = sorted(members.items(), key=lambda one: min(order[name] for name in one[1]))
         return tuple(self._group(name, tuple(names)) for name, names in named)
+
+    def _layer_of(self, parameter: str) -> str:
+        """The module that has it; for one of the model itself, the first parameter that is read along with it."""
+        module = parameter.rpartition(".")[0]
+        if module:
+            return self._aliases.get(module, module)
+        readers = ([str(arg.target) for arg in node.all_input_nodes] for node in self.graph.nodes)
+        together = next(names for names in readers if parameter in names)
+        return next(name for name in together if name in self.parameters)
 
     def _group(self, name: str, parameters: tuple[str, ...]) -> Group:
         nodes = [node for node in self.graph.nodes if _is_norm_of(node, parameters)]

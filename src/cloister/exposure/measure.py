@@ -99,7 +99,7 @@ def measure(
     Raises:
         DataError: no members or non-members, too few, the same ones, or labels that are no classes.
         TargetError: a model without parameters, groups that do not fit it, or a control base with other layers.
-        UnsupportedModel: `torch.export` cannot capture it with any number of images.
+        UnsupportedModel: `torch.export` cannot capture it with any number of images, or it mixes those of a batch.
         UserError: settings out of range, or a loss that is not finite.
 
     Reference:
@@ -116,14 +116,12 @@ def measure(
         layers = network.groups(groups)
         work = _Work(_samples(sets, network), settings, sets, folder, repeats, cache_bytes, progress)
         base = work.add(network, layers, ("target", "reinitialised") if "reinitialised" in controls else ("target",))
-        control_found, unseen_base = ControlBase(), None
+        unseen, unseen_base = ControlBase(), None
         if "unseen-base" in controls:
-            control_found = control_base(target, control, sets, folder=folder, progress=progress)
-        if control_found.target is not None:
-            unseen = _network(control_found.target, settings)
-            if unseen.groups(groups) != layers:
-                raise TargetError(f"control base: expected the layers of `{target.name}`, but it has others")
-            unseen_base = work.add(unseen, layers, ("unseen-base",))
+            unseen = control_base(target, control, sets, folder=folder, progress=progress)
+        if unseen.target is not None:
+            unseen_network = _like(layers, _network(unseen.target, settings), groups)
+            unseen_base = work.add(unseen_network, layers, ("unseen-base",))
         runs = work.run()
     found = tuple(_layer(network, group, depth, runs) for depth, group in enumerate(layers))
     ranking = statistics.rank(found)
@@ -133,7 +131,7 @@ def measure(
         nonmembers_sha256=sets.nonmembers_sha256,
         n_members=len(sets.s),
         n_nonmembers=len(sets.t),
-        n_unseen=control_found.n_trained_on,
+        n_unseen=unseen.n_trained_on,
         epochs=epochs,
         learning_rate=lr,
         batch_size=batch_size,
@@ -145,7 +143,7 @@ def measure(
         layers=found,
         ranking=ranking,
         findings=statistics.describe(found, ranking),
-        warnings=(*sets.warnings, *control_found.warnings, *_warnings(base, runs, repeats)),
+        warnings=(*sets.warnings, *unseen.warnings, *_warnings(base, runs, repeats)),
         runs=runs,
         seconds=sum(run.seconds for run in runs),
     )
@@ -179,6 +177,17 @@ def _made(folder: Path) -> Path:
 
 def _network(target: Target, settings: Settings) -> Network:
     return Network(target.model, tuple(target.input_shape), channels_last=settings.precision == "bfloat16")
+
+
+def _like(layers: Sequence[Group], network: Network, groups: Mapping[str, Sequence[str]] | None) -> Network:
+    """The network, if it has these layers."""
+    own = [group.name for group in network.groups(groups)]
+    if own != [group.name for group in layers]:
+        raise TargetError(
+            f"control base: expected the target's layers {', '.join(group.name for group in layers)}, "
+            f"but it has {', '.join(own)}"
+        )
+    return network
 
 
 def _samples(sets: Sets, network: Network) -> Samples:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cloister.errors import DataError, TargetError, UserError
+from cloister.errors import DataError, TargetError, UnsupportedModel, UserError
 from cloister.exposure.cut import Crossing, Cut, Group, Network
 from cloister.exposure.document import Fit, Reading, Run, Variant
 
@@ -273,12 +273,22 @@ def read_whole(network: Network, samples: Samples, settings: Settings) -> Readin
 
     Raises:
         TargetError: it gives no logits (N, K), or its loss is not finite.
+        UnsupportedModel: its answer for an image depends on the others.
         DataError: labels that are no classes of it.
     """
     whole = network.whole()
     with torch.no_grad(), settings.arithmetic():
         logits = torch.cat([whole(samples.images[part]).float() for part in _parts(len(samples.labels))])
+        two = whole(samples.images[:2]).float()
     _check_classes(logits, samples.labels)
+    if not torch.allclose(
+        two, logits[:2], rtol=1e-2, atol=1e-2 * float(logits.nan_to_num().abs().max()), equal_nan=True
+    ):
+        raise UnsupportedModel(
+            "the model mixes images: its answer for one depends on the others of the batch",
+            [("(model)", "batch", "another answer in another batch")],
+            "make it work image by image, for example with running statistics in its batch norms",
+        )
     reading = _reading(logits, samples, 0)
     if not math.isfinite(reading.loss_members + reading.loss_nonmembers):
         raise TargetError("exposure: expected a model with a finite loss, but it is not", "check its weights")
