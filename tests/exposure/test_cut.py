@@ -1,5 +1,8 @@
 """The cached prefix gives the bits of the slow, obvious implementation; what is frozen stays frozen."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from torch import nn
 
 from cloister.compile.capture import capture
 from cloister.compile.lower import lower
-from cloister.errors import TargetError, UnsupportedModel
+from cloister.errors import TargetError, UnsupportedModel, UserError
 from cloister.exposure.cut import Network
 from cloister.exposure.tuning import Activations, Samples, Settings, fine_tune, initial_tensors
 from cloister.layers import layer_table
@@ -47,7 +50,6 @@ def tune_both(name, precision, fit, tmp_path, bound_bytes=1 << 30):
             fit=fit, lr=1e-2, repeat=1, precision=precision, **SETTINGS,
         )  # fmt: skip
         yield cut, activations, start, run, *expected
-        activations.close()
 
 
 def assert_same(start, run, model, readings):
@@ -73,12 +75,23 @@ def test_cache_gives_the_bits_in_bfloat16_and_channels_last(name, tmp_path):
         assert_same(*found)
 
 
-def test_activations_in_files_give_the_same_bits_and_go(tmp_path):
+def test_activations_in_files_give_the_same_bits_and_leave_nothing(tmp_path):
     on_disk = 0
     for _, activations, *found in tune_both("residual", "float32", "r", tmp_path, bound_bytes=0):
         on_disk += activations.on_disk
         assert_same(*found)
+        assert not list(tmp_path.iterdir())  # mapped, and without a name
     assert on_disk == 4  # all layers but the first, before which there is nothing to compute
+
+
+def test_no_room_for_activations_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for .* of activations") as caught:
+        list(tune_both("residual", "float32", "r", tmp_path, bound_bytes=0))
+    assert "--state" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
@@ -92,7 +105,7 @@ def test_prefix_has_nothing_of_the_layer_and_suffix_nothing_that_could_cross(tmp
     assert cut.crossings[0].row == 8
 
 
-def test_several_values_cross_a_residual_connection(tmp_path):
+def test_several_values_cross_a_residual_connection():
     _, shape = cases.build("residual")
     network = cases.network("residual")
     (group,) = [group for group in network.groups() if group.name == "b"]

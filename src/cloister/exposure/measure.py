@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -89,7 +88,7 @@ def measure(
         precision: `auto` takes `bfloat16` where the processor has matrix units for it (AMX), else `float32`.
         n_threads: threads of PyTorch during the call; as they are if omitted.
         state: folder for finished units and the control base; it is made, and stays.
-        cache_bytes: the most memory for what the frozen part gives; beyond, it lies in files in `state`, or in the
+        cache_bytes: the most memory for what the frozen part gives; beyond, it lies in a file in `state`, or in the
             system's temporary folder.
         progress: told after every epoch.
 
@@ -100,7 +99,7 @@ def measure(
         DataError: no members or non-members, too few, the same ones, or labels that are no classes.
         TargetError: a model without parameters, groups that do not fit it, or a control base with other layers.
         UnsupportedModel: `torch.export` cannot capture it with any number of images, or it mixes those of a batch.
-        UserError: settings out of range, or a loss that is not finite.
+        UserError: settings out of range, a loss that is not finite, or no room for files.
 
     Reference:
         Mo et al., Towards Characterizing and Limiting Information Exposure in DNN Layers, CCS 2019, equations 1 to 4.
@@ -244,23 +243,16 @@ class _Work:
         self._n_done += len(runs) * self._settings.epochs
         missing = [unit for unit in units if unit not in runs]
         if missing:
-            with self._cut(network, group) as (cut, activations):
-                for unit in missing:
-                    runs[unit] = self._tune(network, cut, activations, unit)
-                    write_whole(paths[unit], msgspec.json.encode(runs[unit]), force=True)
+            cut, activations = self._cut(network, group)
+            for unit in missing:
+                runs[unit] = self._tune(network, cut, activations, unit)
+                write_whole(paths[unit], msgspec.json.encode(runs[unit]), force=True)
         return [runs[unit] for unit in units]
 
-    @contextlib.contextmanager
-    def _cut(self, network: Network, group: Group) -> Iterator[tuple[Cut, Activations]]:
+    def _cut(self, network: Network, group: Group) -> tuple[Cut, Activations]:
         with self._settings.arithmetic():
             cut = network.cut(group, self._samples.images[:3])
-        activations = Activations(
-            cut, self._samples, self._settings, folder=self._folder, bound_bytes=self._cache_bytes
-        )
-        try:
-            yield cut, activations
-        finally:
-            activations.close()
+        return cut, Activations(cut, self._samples, self._settings, folder=self._folder, bound_bytes=self._cache_bytes)
 
     def _tune(self, network: Network, cut: Cut, activations: Activations, unit: _Unit) -> Run:
         is_anew = unit.variant == "reinitialised"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch.nn import functional
 from cloister.errors import DataError, TargetError, UnsupportedModel, UserError
 from cloister.exposure.cut import Crossing, Cut, Group, Network
 from cloister.exposure.document import Fit, Reading, Run, Variant
+from cloister.units import format_bytes
 
 __all__ = [
     "Activations",
@@ -82,27 +84,31 @@ class Samples:
 
 
 class Activations:
-    """What crosses a cut, of all images: in memory, or in files of a folder if it takes more than a bound.
+    """What crosses a cut, of all images: in memory, or in mapped files if it takes more than a bound.
 
     Args:
         cut: the cut model.
         samples: all images.
         settings: of the arithmetic and the number of images at a time.
-        folder: for files, which go with the object.
+        folder: for files, which have no name there and go with the object.
         bound_bytes: the most to hold in memory.
+
+    Raises:
+        UserError: the folder has no room.
     """
 
     def __init__(self, cut: Cut, samples: Samples, settings: Settings, *, folder: Path, bound_bytes: int) -> None:
         self._crossings = cut.crossings
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.on_disk = False
         if cut.prefix is None:
             self._rows = [cut.crossings[0].rows_of(samples.images)]
             return
         n_images = len(samples.images)
-        n_bytes = n_images * sum(one.row * one.dtype.itemsize for one in cut.crossings)
-        if n_bytes > bound_bytes:
-            self._folder = tempfile.TemporaryDirectory(prefix="activations-", dir=folder)
-        self._rows = [self._empty(index, n_images, one) for index, one in enumerate(cut.crossings)]
+        self.on_disk = n_images * sum(one.row * one.dtype.itemsize for one in cut.crossings) > bound_bytes
+        self._rows = [
+            _mapped_rows(n_images, one, folder) if self.on_disk else torch.empty(n_images, one.row, dtype=one.dtype)
+            for one in cut.crossings
+        ]
         with torch.no_grad(), settings.arithmetic():
             for batch in np.array_split(np.arange(n_images), math.ceil(n_images / settings.batch_size)):
                 part = slice(int(batch[0]), int(batch[-1]) + 1)
@@ -110,28 +116,28 @@ class Activations:
                 for rows, one, value in zip(self._rows, cut.crossings, values, strict=True):
                     rows[part] = one.rows_of(value)
 
-    def _empty(self, index: int, n_images: int, crossing: Crossing) -> Tensor:
-        if self._folder is None:
-            return torch.empty(n_images, crossing.row, dtype=crossing.dtype)
-        path = Path(self._folder.name, str(index))
-        size = n_images * crossing.row
-        return torch.from_file(str(path), shared=True, size=size, dtype=crossing.dtype).view(n_images, crossing.row)
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether they lie in files."""
-        return self._folder is not None
-
     def take(self, indices: _Indices | slice) -> list[Tensor]:
         """The values of some images."""
         chosen = indices if isinstance(indices, slice) else torch.from_numpy(indices)
         return [one.value_of(rows[chosen]) for one, rows in zip(self._crossings, self._rows, strict=True)]
 
-    def close(self) -> None:
-        """Remove the files."""
-        self._rows = []
-        if self._folder is not None:
-            self._folder.cleanup()
+
+def _mapped_rows(n_images: int, crossing: Crossing, folder: Path) -> Tensor:
+    """Rows in a file that nothing is left of once they go, even if the process is killed."""
+    n = n_images * crossing.row
+    file, path = tempfile.mkstemp(prefix="activations-", dir=folder)
+    try:
+        # All room now: a write into a mapped hole of a full disk would end the process.
+        os.posix_fallocate(file, 0, n * crossing.dtype.itemsize)
+        return torch.from_file(path, shared=True, size=n, dtype=crossing.dtype).view(n_images, crossing.row)
+    except OSError as error:
+        raise UserError(
+            f"`{folder}` has no room for {format_bytes(n * crossing.dtype.itemsize)} of activations: {error.strerror}",
+            "name another folder with --state, measure fewer samples, or raise `cache_bytes`",
+        ) from error
+    finally:
+        os.close(file)
+        os.unlink(path)
 
 
 def reading_epochs(epochs: int) -> tuple[int, ...]:
