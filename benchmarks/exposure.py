@@ -4,7 +4,7 @@
 
 M_p and M_r of every layer, two epochs each, with readings: by `cloister.exposure` in float32 and in bfloat16
 (channels-last), and by the slow, obvious implementation of `tests/reference_exposure.py` in float32, whose bits the
-first has. In each round all three take turns at a layer; ratios are of one round, since single times on a shared machine
+first has. In each round all three take turns at a layer; ratios are of one round, since times on a shared machine
 mean little. Weights and images (3x32x32) are random: time does not depend on them.
 """
 
