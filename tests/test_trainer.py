@@ -16,7 +16,7 @@ from cloister import zoo
 from cloister.data import Dataset, load_dataset, split
 from cloister.errors import DataError, OutputExists, TargetError, UserError
 from cloister.target import Target, load_checkpoint, load_target, with_members
-from cloister.trainer import evaluate, train
+from cloister.trainer import evaluate, train, train_again
 
 REAL = os.environ.get("CLOISTER_DATA")
 needs_real = pytest.mark.skipif(REAL is None, reason="CLOISTER_DATA names no folder of data sets")
@@ -98,6 +98,21 @@ def test_training_is_the_same_again_and_differs_by_seed(digits, tmp_path, uninte
     train(small_target(), digits, out=tmp_path / "b.safetensors", **SETTINGS, seed=1)
     other, _ = load_checkpoint(tmp_path / "b.safetensors")
     assert not torch.equal(other["0.weight"], uninterrupted[1][0]["0.weight"])
+
+
+def test_training_again_on_the_members_gives_the_same_weights(digits, tmp_path, uninterrupted):
+    expected, recipe = uninterrupted[1]
+    inside, _ = split(digits.n_train, n_members=90, seed=0)
+    images, labels = digits.images(inside), digits.labels(inside)
+    resume = tmp_path / "resume"
+    with pytest.raises(KeyboardInterrupt):
+        train_again(small_target().model, images, labels, recipe, resume=resume, progress=Recorder(5, interrupt))
+    recorder = Recorder()
+    trained = train_again(small_target().model, images, labels, recipe, resume=resume, progress=recorder)
+    assert recorder.calls[0][0] == 4  # the second epoch
+    assert not trained.training
+    assert all(torch.equal(expected[name], tensor) for name, tensor in trained.state_dict().items())
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_leaves_model_random_state_and_threads_alone(digits, tmp_path):

@@ -18,6 +18,7 @@ print("torch" in sys.modules, code, file=sys.stderr)
     [
         ["--help"],
         ["--version"],
+        ["measure", "--help"],
         ["protect", "--help"],
         ["inspect", "{bundle}"],
         ["keys", "show"],

@@ -90,6 +90,13 @@ def test_bad_input_is_named(call, module, tmp_path):
     assert "exists already" in outcome.err
 
 
+def test_figure_without_matplotlib_is_refused_before_work(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    outcome = call("measure", "no.such:target", *QUICK, "--figure", "e.svg")
+    assert outcome.code == 2
+    assert "matplotlib" in outcome.err
+
+
 def test_weights_and_data_tell_the_members(call, tmp_path):
     assert (
         main(["train", "zoo:vgg7", "--data", "digits", "--members", "60", "--epochs", "1", "-o", "w.safetensors"]) == 0

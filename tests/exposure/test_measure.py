@@ -216,6 +216,19 @@ def test_control_base_is_trained_on_what_is_in_neither_set(tmp_path):
     assert progress.calls == []  # neither trained nor tuned again
 
 
+def test_interrupted_training_of_the_control_base_goes_on(tmp_path):
+    target = overfitted(n_nonmembers=80, checkpoint=CHECKPOINT)
+    settings = QUICK | {"controls": ("unseen-base",), "epochs": 1, "repeats": 1}
+    with pytest.raises(KeyboardInterrupt):
+        measure(target, **settings, state=tmp_path, progress=At(3, interrupt))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".resume"]
+    progress = At()
+    found = measure(target, **settings, state=tmp_path, progress=progress)
+    assert progress.calls[0][:2] == (3, 6)  # the second epoch's first step
+    assert "control base, epoch 2/3" in progress.calls[0][2]
+    assert without_seconds(found) == without_seconds(measure(target, **settings))
+
+
 def test_control_base_may_be_given(target):
     given = cases.target(members=cases.pair((6,), 40, 7), nonmembers=None)
     settings = QUICK | {"controls": ("unseen-base",), "repeats": 1}

@@ -97,11 +97,11 @@ def measure(
             check_output(path, force=force)
     groups = _groups(choices["groups"])
     kept = state or (out.with_name(f"{out.name}.resume") if out is not None else None)
-    loaded, control = _load(target, choices)
     if figure is not None:
         from cloister.exposure.figure import check_figure
 
         check_figure()
+    loaded, control = _load(target, choices)
     document = _measure(loaded, control, groups, kept, choices)
     if out is not None:
         write_whole(out, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n", force=force)
