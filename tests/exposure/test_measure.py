@@ -171,20 +171,28 @@ def test_progress_counts_every_epoch(target):
     assert progress.calls[0][2] == "0, target, repeat 1 of 1, M_p"
 
 
-@pytest.mark.parametrize("planted", ["0", "2"])
-def test_a_layer_that_alone_was_fitted_on_members_only_comes_first(planted):
-    """All others have seen members and non-members alike."""
+def with_planted(name):
+    """A network that has learnt members and non-members by heart, but one layer, which was fitted on members alone."""
     members, nonmembers = cases.pair((16,), 60, 0), cases.pair((16,), 60, 1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 5))
         fit(model, list(model.parameters()), [members, nonmembers], 150)
-        layer = model.get_submodule(planted)
+        layer = model.get_submodule(name)
         layer.reset_parameters()
     fit(model, list(layer.parameters()), [members], 150)
-    target = Target(model=model, name="planted", input_shape=(16,), members=members, nonmembers=nonmembers)
-    found = measure(target, **QUICK | {"epochs": 2})
+    return Target(model=model, name="planted", input_shape=(16,), members=members, nonmembers=nonmembers)
+
+
+@pytest.mark.parametrize("planted", ["0", "2"])
+def test_a_layer_that_alone_was_fitted_on_members_only_comes_first(planted):
+    found = measure(with_planted(planted), **QUICK | {"epochs": 2})
     assert found.ranking.layers[0] == planted
+    assert found.base.epsilon > 1
+
+
+def test_planted_in_the_last_layer_there_is_hardly_a_gap():
+    assert measure(with_planted("4"), **QUICK | {"epochs": 1, "repeats": 1}).base.epsilon < 0.2
 
 
 # --- controls ---
