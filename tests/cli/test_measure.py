@@ -90,6 +90,12 @@ def test_bad_input_is_named(call, module, tmp_path):
     assert "exists already" in outcome.err
 
 
+def test_model_without_weights_has_no_members(call):
+    outcome = call("measure", "zoo:vgg7", "--data", "digits", *QUICK)
+    assert outcome.code == 2
+    assert "expected a checkpoint that tells members" in outcome.err
+
+
 def test_figure_without_matplotlib_is_refused_before_work(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     outcome = call("measure", "no.such:target", *QUICK, "--figure", "e.svg")

@@ -136,7 +136,14 @@ def _load(target: str, choices: dict[str, Any]) -> tuple[Target, Target | None]:
     from cloister.target import load_target, with_members
 
     dataset = load_dataset(choices["data"]) if choices["data"] else None
-    loaded = load_target(target, weights=choices["weights"], seed=choices["seed"])
+    known_by_data = dataset if choices["weights"] is None else None  # weights tell it themselves
+    loaded = load_target(
+        target,
+        weights=choices["weights"],
+        input_shape=known_by_data.input_shape if known_by_data else None,
+        n_classes=known_by_data.n_classes if known_by_data else None,
+        seed=choices["seed"],
+    )
     if dataset is not None:
         loaded = with_members(loaded, dataset)
     if choices["control_base"] is None:
