@@ -30,6 +30,14 @@ static void set_free(cl_peer *peer)
     peer->processor = ANYWHERE;
 }
 
+static void set_one(pid_t thread, int processor)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)processor, &one);
+    (void)sched_setaffinity(thread, sizeof one, &one);
+}
+
 /* Where it is not allowed, or there are more processors than a set holds, the
  * system goes on to choose. */
 static void place(cl_peer *peer)
@@ -42,11 +50,21 @@ static void place(cl_peer *peer)
         set_free(peer);
         return;
     }
-    cpu_set_t one;
-    CPU_ZERO(&one);
-    CPU_SET((size_t)here, &one);
-    (void)sched_setaffinity(peer->process, sizeof one, &one);
+    set_one(peer->process, here);
     peer->processor = here;
+}
+
+/* The caller stays, too: the system wakes whoever waits for an answer on a
+ * processor that is idle, however long that takes.
+ * Returns: whether `own`, the caller's processors, are to be given back. */
+static bool stay(const cl_peer *peer, cpu_set_t *own)
+{
+    if (peer->processor < 0 || sched_getaffinity(0, sizeof *own, own) != 0 ||
+        CPU_COUNT(own) == 1) {
+        return false;
+    }
+    set_one(0, peer->processor);
+    return true;
 }
 
 static int32_t send_request(cl_peer *peer, const uint8_t *request)
@@ -79,14 +97,19 @@ static int32_t receive_response(cl_peer *peer, uint8_t *response)
 int32_t cl_peer_call(cl_peer *peer, uint8_t *request, uint8_t *response)
 {
     uint64_t start_ns = now_ns();
+    cpu_set_t own;
     if (peer->sent == 0) {
         place(peer);
         peer->sequence++;
         cl_frame_number(request, peer->sequence);
     }
+    bool stays = stay(peer, &own);
     int32_t result = send_request(peer, request);
     if (result == 0) {
         result = receive_response(peer, response);
+    }
+    if (stays) {
+        (void)sched_setaffinity(0, sizeof own, &own);
     }
     if (result == EINTR) {
         return result;

@@ -24,8 +24,8 @@ typedef struct cl_peer {
 enum { CL_PEER_GOOD = 0, CL_PEER_OTHER = -1 };
 
 /* Number a request, send it, and wait for its response. After EINTR call it
- * again: it goes on. Where calls are short the peer is put on the caller's
- * processor: waking one that sleeps takes longer than such a call.
+ * again: it goes on. Where calls are short both stay on the caller's processor:
+ * waking one that sleeps takes longer than such a call.
  * Returns: CL_PEER_GOOD: it succeeded; CL_PEER_OTHER: the response says
  * something else; ECONNRESET at the end of the stream; or what errno says.
  * In/out: request: CL_REQUEST_BYTES. Out: response: CL_RESPONSE_BYTES. */

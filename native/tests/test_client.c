@@ -141,10 +141,10 @@ static void test_signals(void)
     end(&peer);
 }
 
-static int processors_of(const cl_peer *peer)
+static int processors_of(pid_t process)
 {
     cpu_set_t set;
-    CHECK_EQ(sched_getaffinity(peer->process, sizeof set, &set), 0);
+    CHECK_EQ(sched_getaffinity(process, sizeof set, &set), 0);
     return CPU_COUNT(&set);
 }
 
@@ -153,7 +153,7 @@ static void call_until_beside(cl_peer *peer)
 {
     for (uint32_t i = 0; i < 1000; i++) {
         CHECK_EQ(call(peer, GOOD), CL_PEER_GOOD);
-        if (processors_of(peer) == 1) {
+        if (processors_of(peer->process) == 1) {
             return;
         }
     }
@@ -164,12 +164,13 @@ static void call_until_beside(cl_peer *peer)
 static void test_placement(void)
 {
     cl_peer peer = start();
-    int all = processors_of(&peer);
+    int all = processors_of(peer.process);
     call_until_beside(&peer);
     CHECK_EQ(call(&peer, SLOW), CL_PEER_GOOD);
     CHECK_EQ(call(&peer, GOOD), CL_PEER_GOOD);
-    CHECK_EQ(processors_of(&peer), all);
+    CHECK_EQ(processors_of(peer.process), all);
     call_until_beside(&peer);
+    CHECK_EQ(processors_of(0), all); /* the caller's are its own again */
     end(&peer);
 }
 
