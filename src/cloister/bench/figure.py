@@ -12,6 +12,8 @@ from cloister.errors import UserError
 __all__ = ["check_figure", "draw"]
 
 _PANEL_INCHES = (6.0, 3.6)
+#: Ratios above this are drawn on a logarithmic axis.
+_LOGARITHMIC_FROM = 4
 _OURS, _OTHERS = "#1f5fa8", "#9a9a9a"
 #: Title, and what a row says of it, None for rows that are not of it.
 _VARIED: tuple[tuple[str, Callable[[BenchRow], float | None]], ...] = (
@@ -73,6 +75,7 @@ def _by_model(document: BenchDocument) -> dict[str, list[BenchRow]]:
 
 def _bars(rows: list[BenchRow]) -> Callable[[Any], None]:
     """A bar for each engine, with its interval."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     def panel(ax: Any) -> None:
         ordered = sorted(rows, key=lambda row: -row.ratio)
@@ -81,7 +84,11 @@ def _bars(rows: list[BenchRow]) -> Callable[[Any], None]:
         colours = [_OTHERS if row.inside is None else _OURS for row in ordered]
         ax.barh([row.engine for row in ordered], ratios, xerr=spread, color=colours, ecolor="black", capsize=2)
         ax.axvline(1, color="black", linewidth=0.8)
-        ax.set_xscale("log")
+        if max(ratios) > _LOGARITHMIC_FROM:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(f"{rows[0].model}, {rows[0].batch} at a time")
         ax.set_xlabel(f"time / time of {rows[0].against}")
 
