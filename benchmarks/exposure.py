@@ -20,7 +20,8 @@ from tests import reference_exposure
 
 from cloister import zoo
 from cloister.bench.timing import paired_ratio
-from cloister.exposure.cut import Network
+from cloister.exposure.cut import cut_before
+from cloister.exposure.network import Network
 from cloister.exposure.tuning import Activations, Samples, Settings, fine_tune, initial_tensors
 
 SHAPE = (3, 32, 32)
@@ -39,7 +40,7 @@ class Ours:
 
     def run(self, group):
         with self.settings.arithmetic():
-            cut = self.network.cut(group, self.samples.images[:3])
+            cut = cut_before(self.network, group, self.samples.images[:3])
         activations = Activations(cut, self.samples, self.settings, folder=self.folder, bound_bytes=1 << 30)
         for fit in ("p", "r"):
             start = initial_tensors(self.network, group)

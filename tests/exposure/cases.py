@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloister.exposure.cut import Network
+from cloister.exposure.network import Network
 from cloister.target import Target
 from tests import models
 

@@ -3,17 +3,14 @@
 import errno
 import os
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cloister.compile.capture import capture
-from cloister.compile.lower import lower
-from cloister.errors import TargetError, UnsupportedModel, UserError
-from cloister.exposure.cut import Network
+from cloister.errors import UserError
+from cloister.exposure.cut import cut_before
+from cloister.exposure.network import Network
 from cloister.exposure.tuning import Activations, Samples, Settings, fine_tune, initial_tensors
-from cloister.layers import layer_table
 from tests import reference_exposure
 from tests.exposure import cases
 
@@ -38,7 +35,7 @@ def tune_both(name, precision, fit, tmp_path, bound_bytes=1 << 30):
     settings = Settings(**SETTINGS, learning_rate=1e-2, precision=precision)
     for group in network.groups():
         with settings.arithmetic():
-            cut = network.cut(group, data.images[:3])
+            cut = cut_before(network, group, data.images[:3])
         activations = Activations(cut, data, settings, folder=tmp_path, bound_bytes=bound_bytes)
         start = initial_tensors(network, group)
         run = fine_tune(
@@ -109,7 +106,7 @@ def test_several_values_cross_a_residual_connection():
     _, shape = cases.build("residual")
     network = cases.network("residual")
     (group,) = [group for group in network.groups() if group.name == "b"]
-    cut = network.cut(group, samples(network, shape).images[:3])
+    cut = cut_before(network, group, samples(network, shape).images[:3])
     assert len(cut.crossings) == 2
 
 
@@ -127,62 +124,6 @@ def test_cutting_and_tuning_leave_model_and_network_alone(tmp_path):
     assert not any(tensor.requires_grad for tensor in network.tensors.values())
 
 
-@pytest.mark.parametrize("name", ["batch_norms", "residual", "twice", "attention"])
-def test_layers_are_those_of_the_layer_table(name):
-    model, shape = cases.build(name)
-    table = layer_table(lower(capture(model, shape).module))
-    # A batch norm without parameters is in the table, since it computes; there is nothing in it to fine-tune.
-    with_parameters = {parameter.rpartition(".")[0] or parameter for parameter, _ in model.named_parameters()}
-    groups = cases.network(name).groups()
-    assert [group.name for group in groups] == [layer.name for layer in table if layer.name in with_parameters]
-    parameters = [parameter for group in groups for parameter in group.parameters]
-    assert sorted(parameters) == sorted(name for name, _ in model.named_parameters())
-
-
-def test_parameters_of_the_model_itself_are_one_layer_where_they_are_read_together():
-    (layer,) = layer_table(lower(capture(nn.Linear(6, 5), (6,)).module))
-    (group,) = Network(nn.Linear(6, 5), (6,)).groups()
-    assert group.name == layer.name == "weight"
-    assert group.parameters == ("weight", "bias")
-
-
-def test_exported_program_has_the_layers_of_its_module():
-    model, shape = cases.build("residual")
-    program = torch.export.export(model, (torch.zeros(2, *shape),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    assert Network(program, shape).groups() == cases.network("residual").groups()
-
-
-# --- groups ---
-
-
-def test_groups_may_be_given():
-    groups = cases.network("residual").groups({"late": ["[cd].*"], "early": ["a.weight", "a.bias"]})
-    assert [(group.name, group.parameters) for group in groups] == [
-        ("early", ("a.weight", "a.bias")),
-        ("late", ("c.weight", "c.bias", "d.weight", "d.bias")),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ({"x": ["nothing.*"]}, "no parameter matches"),
-        ({"x": ["a.*"], "y": ["*.weight"]}, "`a.weight` is in `x` and in `y`"),
-        ({}, "expected at least one"),
-    ],
-)
-def test_groups_that_do_not_fit(groups, message):
-    with pytest.raises(TargetError, match=message):
-        cases.network("residual").groups(groups)
-
-
-def test_batch_norm_statistics_belong_to_the_group_that_has_the_scale():
-    groups = {group.name: group for group in cases.network("batch_norms").groups()}
-    assert groups["a"].parameters == ("a.weight", "folded.weight", "folded.bias")
-    assert groups["a"].buffers == ("folded.running_mean", "folded.running_var")
-    assert groups["twice"].buffers == ()
-
-
 def test_constants_and_buffers_that_are_not_saved_are_part_of_the_model(tmp_path):
     class Scaled(nn.Module):
         def __init__(self):
@@ -196,40 +137,8 @@ def test_constants_and_buffers_that_are_not_saved_are_part_of_the_model(tmp_path
     model = Scaled()
     network = Network(model, (6,))
     images = torch.from_numpy(cases.pair((6,), 5, 0)[0])
-    assert torch.equal(network.whole()(images), model(images))
+    assert torch.equal(network.part((network.output,))(images)[0], model(images))
     (_, group) = network.groups()
-    cut = network.cut(group, images)
+    cut = cut_before(network, group, images)
     (value,) = cut.prefix(images)
     assert torch.equal(cut.evaluation(5, value, *initial_tensors(network, group).values()), model(images))
-
-
-# --- models that cannot be measured ---
-
-
-def test_model_of_one_image_at_a_time_is_refused():
-    class Single(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(6, 5)
-
-        def forward(self, x):
-            assert x.shape[0] == 1
-            return self.fc(x)
-
-    with pytest.raises(UnsupportedModel, match="one at a time"):
-        Network(Single(), (6,))
-
-
-def test_model_without_parameters_is_refused():
-    with pytest.raises(TargetError, match="no"):
-        Network(nn.Sequential(nn.Flatten(), nn.ReLU()), (2, 3))
-
-
-def test_hash_is_of_weights_and_structure():
-    model = nn.Sequential(nn.Linear(6, 5))
-    before = Network(model, (6,)).sha256
-    assert Network(model, (6,)).sha256 == before
-    assert Network(nn.Sequential(*model, nn.ReLU()), (6,)).sha256 != before
-    with torch.no_grad():
-        model[0].bias[0] = np.nextafter(model[0].bias[0].item(), 9, dtype=np.float32).item()
-    assert Network(model, (6,)).sha256 != before

@@ -16,8 +16,9 @@ import torch
 from cloister.errors import TargetError, UserError
 from cloister.exposure import statistics
 from cloister.exposure.control import ControlBase, control_base
-from cloister.exposure.cut import Cut, Group, Network
+from cloister.exposure.cut import Cut, cut_before
 from cloister.exposure.document import Comparison, Control, Exposure, Fit, LayerExposure, Point, Reading, Run, Variant
+from cloister.exposure.network import Group, Network
 from cloister.exposure.samples import Sets, choose_sets
 from cloister.exposure.tuning import Activations, Samples, Settings, fine_tune, initial_tensors, read_whole
 from cloister.outputs import write_whole
@@ -251,7 +252,7 @@ class _Work:
 
     def _cut(self, network: Network, group: Group) -> tuple[Cut, Activations]:
         with self._settings.arithmetic():
-            cut = network.cut(group, self._samples.images[:3])
+            cut = cut_before(network, group, self._samples.images[:3])
         return cut, Activations(cut, self._samples, self._settings, folder=self._folder, bound_bytes=self._cache_bytes)
 
     def _tune(self, network: Network, cut: Cut, activations: Activations, unit: _Unit) -> Run:

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cloister.errors import DataError, TargetError, UnsupportedModel, UserError
-from cloister.exposure.cut import Crossing, Cut, Group, Network
+from cloister.exposure.cut import Crossing, Cut
 from cloister.exposure.document import Fit, Reading, Run, Variant
+from cloister.exposure.network import Group, Network
 from cloister.units import format_bytes
 
 __all__ = [
@@ -282,10 +283,10 @@ def read_whole(network: Network, samples: Samples, settings: Settings) -> Readin
         UnsupportedModel: its answer for an image depends on the others.
         DataError: labels that are no classes of it.
     """
-    whole = network.whole()
+    whole = network.part((network.output,))
     with torch.no_grad(), settings.arithmetic():
-        logits = torch.cat([whole(samples.images[part]).float() for part in _parts(len(samples.labels))])
-        two = whole(samples.images[:2]).float()
+        logits = torch.cat([whole(samples.images[part])[0].float() for part in _parts(len(samples.labels))])
+        two = whole(samples.images[:2])[0].float()
     _check_classes(logits, samples.labels)
     if not torch.allclose(
         two, logits[:2], rtol=1e-2, atol=1e-2 * float(logits.nan_to_num().abs().max()), equal_nan=True
