@@ -190,7 +190,7 @@ def test_reproduction_by_count_says_what_it_leaves_out(call, monkeypatch):
             for inside, images in (("none", 1), ("all", 1), ("all", 4))
         ]
         return CountDocument(
-            enclave="emulator", board="b", isolation="i", repeats=repeats, rows=tuple(rows), missing=()
+            enclave="emulator", board="b", march="m", isolation="i", repeats=repeats, rows=tuple(rows), missing=()
         )
 
     monkeypatch.setattr(yang2024_cost, "count_instructions", answer)
