@@ -2,7 +2,7 @@
  *
  * Decryption with AES-256-GCM, by one of two libraries: Intel's Multi-Buffer
  * Crypto for IPsec where the build found it, OpenSSL otherwise. Before 3.1 the
- * latter knows no vectors of AES instructions, and takes three times as long.
+ * latter knows no vectors of AES instructions, and takes over twice as long.
  *
  * The order of calls: key once; then for each message start, aad at most once,
  * part any number of times, final.
