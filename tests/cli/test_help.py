@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = [
     *("", "demo", "train", "measure", "protect", "run", "inspect", "keys", "keys show", "keys export"),
     *("emulator", "emulator up", "emulator down", "emulator status", "emulator logs"),
-    *("bench", "reproduce", "reproduce yang2024-cost", "doctor"),
+    *("bench", "reproduce", "reproduce mo2019-exposure", "reproduce yang2024-cost", "doctor"),
 ]
 
 

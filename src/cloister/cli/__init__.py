@@ -47,6 +47,8 @@ Environment:
                                ~/.local/state/cloister
   CLOISTER_CACHE               what the emulator fetched and built;
                                else ~/.cache/cloister
+  CLOISTER_DATA                data sets of papers that are
+                               reproduced
   CLOISTER_DEBIAN_MIRROR       where the emulator fetches packages;
                                else from the mirror of the host's apt
   CLOISTER_NO_PROGRESS=1       no progress on stderr

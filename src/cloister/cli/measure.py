@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cloister.exposure.document import Comparison, Exposure, LayerExposure, Ratio, Reading
     from cloister.target import Target
 
-__all__ = ["measure"]
+__all__ = ["measure", "remove_finished"]
 
 _BAR_LENGTH = 10
 
@@ -110,7 +110,7 @@ def measure(
 
         write_whole(figure, draw(document), force=force)
     if kept is not None and state is None:
-        _remove(kept)
+        remove_finished(kept)
     if format == "json":
         ui.json(document)
     else:
@@ -190,9 +190,9 @@ def _measure(
         raise
 
 
-def _remove(folder: Path) -> None:
-    """Remove finished work; what else lies there stays."""
-    for pattern in ("*.json", "control-*.safetensors"):
+def remove_finished(folder: Path) -> None:
+    """Remove finished work of a state folder; what else lies there stays."""
+    for pattern in ("*.json", "control-*.safetensors", "base-*.safetensors"):
         for path in folder.glob(pattern):
             path.unlink()
     with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from cloister.cli import options, ui
+from cloister.cli.mo2019_exposure import mo2019_exposure
 from cloister.outputs import check_output, write_whole
 from cloister.units import format_bytes
 
@@ -21,6 +22,9 @@ __all__ = ["reproduce"]
 @click.group()
 def reproduce() -> None:
     """Do a published experiment again, beside its paper's numbers."""
+
+
+reproduce.add_command(mo2019_exposure)
 
 
 @reproduce.command("yang2024-cost")

@@ -17,7 +17,7 @@ from cloister.checkpoint import Checkpoint, load_weights, read_tensors, write_te
 from cloister.errors import DataError, TargetError
 from cloister.exposure.samples import Sets, hash_pair, image_hashes
 from cloister.exposure.tuning import draw_anew, seed_of
-from cloister.progress import Progress
+from cloister.progress import Named, Progress
 from cloister.target import Pair, Target
 from cloister.trainer import train_again
 
@@ -127,7 +127,12 @@ def _trained(target: Target, unseen: Pair, folder: Path, progress: Progress | No
         return fresh.eval()
     images, labels = unseen
     trained = train_again(
-        fresh, images, labels, recipe, resume=path.with_name(f"{path.name}.resume"), progress=_Named(progress)
+        fresh,
+        images,
+        labels,
+        recipe,
+        resume=path.with_name(f"{path.name}.resume"),
+        progress=Named(progress, "control base"),
     )
     write_tensors(path, trained.state_dict(), msgspec.json.encode(recipe).decode())
     return trained
@@ -151,14 +156,3 @@ def _drawn_anew(model: nn.Module, seed: int) -> nn.Module:
         if isinstance(module, _NormBase):
             module.reset_running_stats()
     return fresh
-
-
-class _Named:
-    """Says of progress that it is the control base's."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-
-    def update(self, done: int, total: int, text: str) -> None:
-        if self._progress is not None:
-            self._progress.update(done, total, f"control base, {text}")

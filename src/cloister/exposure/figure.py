@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from cloister.bench.figure import check_figure
-from cloister.exposure.document import Comparison, Exposure, Interval
+from cloister.exposure.document import Comparison, Exposure, Interval, LayerExposure
 
-__all__ = ["check_figure", "draw"]
+__all__ = ["check_figure", "draw", "draw_layers"]
 
 _BAR, _ANEW, _UNSEEN, _STEPS = "#9dbfe3", "#c06000", "#a01010", "black"
 _INCHES_PER_LAYER = 0.9
@@ -27,22 +29,7 @@ def draw(document: Exposure) -> bytes:
 
     figure = Figure((max(6.0, 2 + _INCHES_PER_LAYER * len(document.layers)), 4.0), layout="constrained")
     axes = figure.subplots()
-    places = range(len(document.layers))
-    for place, layer in zip(places, document.layers, strict=True):
-        found = layer.measured.by_loss.exposure
-        if found is None:
-            axes.text(place, 0.02, "undefined", rotation=90, ha="center", va="bottom")
-        else:
-            axes.bar(place, found.mean, yerr=_spread(found), color=_BAR, ecolor="black", capsize=3, width=0.6)
-    for label, marker, colour, of_control in _marks(document):
-        means = zip(places, map(_mean, of_control), strict=True)
-        points = [(place, mean) for place, mean in means if mean is not None]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            axes.scatter(xs, ys, marker=marker, color=colour, label=label, zorder=3)
-    axes.set_xticks(list(places), [layer.name for layer in document.layers], rotation=45, ha="right")
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylabel("exposure")
+    draw_layers(axes, document.layers)
     axes.set_title(f"{document.target}, {document.epochs} epochs, {document.repeats} repeats, 95 % intervals")
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
@@ -52,11 +39,31 @@ def draw(document: Exposure) -> bytes:
     return out.getvalue()
 
 
-def _marks(document: Exposure) -> list[tuple[str, str, str, list[Comparison | None]]]:
+def draw_layers(axes: Any, layers: Sequence[LayerExposure]) -> None:
+    """Draw bars and marks of layers into axes of matplotlib."""
+    places = range(len(layers))
+    for place, layer in zip(places, layers, strict=True):
+        found = layer.measured.by_loss.exposure
+        if found is None:
+            axes.text(place, 0.02, "undefined", rotation=90, ha="center", va="bottom")
+        else:
+            axes.bar(place, found.mean, yerr=_spread(found), color=_BAR, ecolor="black", capsize=3, width=0.6)
+    for label, marker, colour, of_control in _marks(layers):
+        means = zip(places, map(_mean, of_control), strict=True)
+        points = [(place, mean) for place, mean in means if mean is not None]
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.scatter(xs, ys, marker=marker, color=colour, label=label, zorder=3)
+    axes.set_xticks(list(places), [layer.name for layer in layers], rotation=45, ha="right")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("exposure")
+
+
+def _marks(layers: Sequence[LayerExposure]) -> list[tuple[str, str, str, list[Comparison | None]]]:
     return [
-        ("equal steps", "_", _STEPS, [layer.equal_steps for layer in document.layers]),
-        ("weights drawn anew", "x", _ANEW, [layer.reinitialised for layer in document.layers]),
-        ("base that never saw the members", "o", _UNSEEN, [layer.unseen_base for layer in document.layers]),
+        ("equal steps", "_", _STEPS, [layer.equal_steps for layer in layers]),
+        ("weights drawn anew", "x", _ANEW, [layer.reinitialised for layer in layers]),
+        ("base that never saw the members", "o", _UNSEEN, [layer.unseen_base for layer in layers]),
     ]
 
 

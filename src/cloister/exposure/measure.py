@@ -26,10 +26,12 @@ from cloister.progress import Progress
 from cloister.target import Pair, Target
 from cloister.trainer import Precision, choose_precision, limited_threads
 
-__all__ = ["CONTROLS", "measure"]
+__all__ = ["CONTROLS", "SINGLE_REPEAT", "make_folder", "measure"]
 
 CONTROLS: tuple[Control, ...] = ("reinitialised", "unseen-base")
 _FITS: tuple[Fit, ...] = ("p", "r")
+#: A warning of every measure without repeats.
+SINGLE_REPEAT = "a single repeat has no interval"
 _NO_GRADIENT = "no gradient reaches this layer"
 #: More accuracy on S than this by fine-tuning a layer on S alone says that the model had not converged.
 _STILL_LEARNING = 0.05
@@ -111,7 +113,7 @@ def measure(
     )
     sets = choose_sets(target, n_samples=n_samples, seed=seed)
     with limited_threads(n_threads), tempfile.TemporaryDirectory(prefix="cloister-") as temporary:
-        folder = Path(temporary) if state is None else _made(Path(state))
+        folder = Path(temporary) if state is None else make_folder(Path(state))
         network = _network(target, settings)
         layers = network.groups(groups)
         work = _Work(_samples(sets, network), settings, sets, folder, repeats, cache_bytes, progress)
@@ -167,7 +169,12 @@ def _check_settings(
         raise UserError("expected " + "; expected ".join(problems))
 
 
-def _made(folder: Path) -> Path:
+def make_folder(folder: Path) -> Path:
+    """Make a state folder, if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -360,4 +367,4 @@ def _warnings(base: Reading, runs: Sequence[Run], repeats: int) -> Iterator[str]
     if without:
         yield "no gradient reaches " + ", ".join(f"`{name}`" for name in without)
     if repeats == 1:
-        yield "a single repeat has no interval"
+        yield SINGLE_REPEAT

@@ -1,0 +1,68 @@
+"""Figure 2 of Mo et al. (CCS 2019) from our numbers: a panel for each data set, with the values that it states."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from cloister.exposure.figure import check_figure, draw_layers
+from cloister.reproduce.mo2019_exposure import ExposureDocument, SetExposure
+from cloister.reproduce.mo2019_paper import LAST_CONVOLUTION, PAPER
+
+__all__ = ["draw"]
+
+_PANEL_INCHES = (5.2, 4.2)
+_PAPER = "#107030"
+
+
+def draw(document: ExposureDocument) -> bytes:
+    """The exposures as an SVG; a second row has the network with reversed widths.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    check_figure()
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows = [row for row in (document.sets, document.reversed) if row]
+    n_columns = len(document.sets)
+    figure = Figure((_PANEL_INCHES[0] * n_columns, _PANEL_INCHES[1] * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), n_columns, squeeze=False, sharey=True)
+    for axes_of_row, row in zip(grid, rows, strict=True):
+        for axes, one in zip(axes_of_row, row, strict=False):
+            _panel(axes, one)
+        for axes in axes_of_row[len(row) :]:
+            axes.remove()
+    seeds = "1 seed" if document.n_seeds == 1 else f"{document.n_seeds} seeds"
+    figure.suptitle(
+        f"Exposure of VGG-7, {seeds} with {document.n_samples:,} images each, 95 % intervals over seeds "
+        "(controls and reversed widths: fewer seeds)"
+    )
+    _legend(figure, grid)
+    out = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "cloister"}):  # the same figure of the same document
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _panel(axes: Any, one: SetExposure) -> None:
+    draw_layers(axes, one.layers)
+    names = [layer.name for layer in one.layers]
+    labels = [f"{layer.name}\n{layer.n_parameters:,}" for layer in one.layers]
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=8)
+    if one.widths == "paper":
+        place, stated = names.index(LAST_CONVOLUTION), PAPER[one.data].last_convolution
+        axes.scatter([place], [stated], marker="D", color=_PAPER, label="the paper's value", zorder=4)
+        axes.set_title(f"{one.data}, {one.epochs} epochs")
+    else:
+        axes.set_title(f"{one.data}, {one.epochs} epochs, widths reversed")
+
+
+def _legend(figure: Any, grid: Any) -> None:
+    """One for all panels, below them."""
+    known: dict[str, Any] = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known))
