@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "pause.h"
 #include "platform.h"
 
 /* Looks at an empty queue before the thread sleeps, some 30 microseconds: the
@@ -40,15 +41,6 @@ static uint32_t get(const uint32_t *word)
 static void set(uint32_t *word, uint32_t value)
 {
     __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
-}
-
-static void pause_a_little(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
 }
 
 /* Run the next job, if there is one and the other thread is not faster. */
@@ -90,7 +82,7 @@ __attribute__((noreturn)) static void *serve(void *unused)
             if (run_next(true)) {
                 looks = 0;
             }
-            pause_a_little();
+            cl_pause();
         }
         sleep_until_given();
     }
@@ -150,7 +142,7 @@ static void wait_for(const cl_job *job)
     uint64_t start_ns = cl_platform_now_ns(), now_ns = start_ns;
     beside.rest_until_ns = 0;
     while (get(&job->done) == 0) {
-        pause_a_little();
+        cl_pause();
         now_ns = cl_platform_now_ns();
         if (now_ns - start_ns > WAIT_NS) {
             beside.rest_until_ns = now_ns + REST_NS;

@@ -29,6 +29,7 @@ typedef struct options {
     const char *socket;
     const char *payload;
     const char *store;
+    const char *bell;
     const char *state;
     const char *heap;
     const char *sets;
@@ -55,8 +56,9 @@ static const char **slot_of(options *o, const char *name)
         const char **slot;
     } known[] = {
         {"--socket", &o->socket}, {"--payload", &o->payload},
-        {"--store", &o->store},   {"--state", &o->state},
-        {"--heap", &o->heap},     {"--sets", &o->sets},
+        {"--store", &o->store},   {"--bell", &o->bell},
+        {"--state", &o->state},   {"--heap", &o->heap},
+        {"--sets", &o->sets},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(name, known[i].name) == 0) {
@@ -71,7 +73,7 @@ static void require(const char *value, const char *name)
     if (value == NULL) {
         fail(EXIT_USAGE,
              "missing `%s`; expected --socket FD --payload FD --store FD "
-             "--state FOLDER --heap BYTES [--sets BITS]",
+             "--bell FD --state FOLDER --heap BYTES [--sets BITS]",
              name);
     }
 }
@@ -89,6 +91,7 @@ static options read_options(int n, char **arguments)
     require(o.socket, "--socket");
     require(o.payload, "--payload");
     require(o.store, "--store");
+    require(o.bell, "--bell");
     require(o.state, "--state");
     require(o.heap, "--heap");
     return o;
@@ -148,6 +151,16 @@ static cl_region map_file(const char *text, const char *name, int protection)
     return region;
 }
 
+static cl_bell *map_bell(const char *text)
+{
+    cl_region region = map_file(text, "--bell", PROT_READ | PROT_WRITE);
+    if (region.n_bytes < sizeof(cl_bell)) {
+        fail(EXIT_USAGE, "--bell must have at least %zu bytes, got %zu",
+             sizeof(cl_bell), region.n_bytes);
+    }
+    return (cl_bell *)(void *)region.start;
+}
+
 /* ---- Start ------------------------------------------------------------- */
 
 static void open_heap(const char *text)
@@ -194,6 +207,7 @@ int main(int argc, char **argv)
     cl_wire wire = {.socket = read_socket(o.socket)};
     wire.payload = map_file(o.payload, "--payload", PROT_READ | PROT_WRITE);
     wire.store = map_file(o.store, "--store", PROT_READ);
+    wire.bell = map_bell(o.bell);
     (void)signal(SIGPIPE, SIG_IGN);
     open_heap(o.heap);
     if (!cl_crypto_open()) {

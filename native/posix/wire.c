@@ -6,6 +6,7 @@
 #include <tee_internal_api.h>
 #include <unistd.h>
 
+#include "bell.h"
 #include "bytes.h"
 #include "frame.h"
 
@@ -92,7 +93,19 @@ static TEE_Result invoke(const cl_wire *wire, const cl_frame *frame,
 
 /* ---- Loop -------------------------------------------------------------- */
 
-static bool answer(const cl_wire *wire, const cl_frame *frame)
+/* Returns: false at the end of the stream. In/out: awake: whether the bell may
+ * bring it. */
+static bool next_request(const cl_wire *wire, bool *awake, uint8_t *request)
+{
+    if (*awake && cl_bell_hear(wire->bell, request)) {
+        return true;
+    }
+    *awake = false;
+    return read_whole(wire->socket, request, CL_REQUEST_BYTES);
+}
+
+/* Returns: false if the stream has ended. Out: awake. */
+static bool answer(const cl_wire *wire, bool *awake, const cl_frame *frame)
 {
     uint8_t response[CL_RESPONSE_BYTES];
     uint64_t used[CL_PARAMS];
@@ -103,18 +116,20 @@ static bool answer(const cl_wire *wire, const cl_frame *frame)
         used[i] = params[i].memref.size;
     }
     cl_frame_answer(response, frame, result, used);
-    return write_whole(wire->socket, response, sizeof response);
+    return cl_bell_give(wire->bell, awake, response) ||
+           write_whole(wire->socket, response, sizeof response);
 }
 
 cl_wire_end cl_wire_serve(const cl_wire *wire)
 {
     uint8_t request[CL_REQUEST_BYTES];
     cl_frame frame;
-    while (read_whole(wire->socket, request, sizeof request)) {
+    bool awake = false;
+    while (next_request(wire, &awake, request)) {
         if (!cl_frame_read(&frame, request)) {
             return CL_WIRE_MALFORMED;
         }
-        if (!answer(wire, &frame)) {
+        if (!answer(wire, &awake, &frame)) {
             break;
         }
     }

@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "bell.h"
+
 typedef struct cl_region {
     uint8_t *start;
     size_t n_bytes;
@@ -19,6 +21,7 @@ typedef struct cl_wire {
     int socket;
     cl_region payload; /* shared, for both sides to read and write */
     cl_region store;   /* read-only */
+    cl_bell *bell;
     void *session;     /* of the trusted application */
 } cl_wire;
 

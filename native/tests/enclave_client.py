@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -99,15 +101,17 @@ class Bundle:
 class Enclave:
     """A started cloister-enclave and the memory shared with it."""
 
-    def __init__(self, binary, state, *, payload=1 << 20, store=b"", heap=1 << 20):
+    def __init__(self, binary, state, *, payload=1 << 20, store=b"", heap=1 << 20, bell=4096):
         """Start the process."""
         self.payload_fd = os.memfd_create("payload")
         os.ftruncate(self.payload_fd, payload)
         self.store_file = tempfile.TemporaryFile()
         self.store_file.write(store)
         self.store_file.flush()
+        self.bell_fd = os.memfd_create("bell")
+        os.ftruncate(self.bell_fd, bell)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        fds = (theirs.fileno(), self.payload_fd, self.store_file.fileno())
+        fds = (theirs.fileno(), self.payload_fd, self.store_file.fileno(), self.bell_fd)
         self.process = subprocess.Popen(
             [
                 binary,
@@ -117,6 +121,8 @@ class Enclave:
                 str(fds[1]),
                 "--store",
                 str(fds[2]),
+                "--bell",
+                str(fds[3]),
                 "--state",
                 state,
                 "--heap",
@@ -144,6 +150,24 @@ class Enclave:
         except (BrokenPipeError, ConnectionResetError):
             return None
         return answer if len(answer) == 48 else None
+
+    def exchange_by_bell(self, frame: bytes) -> bytes | None:
+        """Ask by the bell if the process listens there, else by the socket; None if the process ends."""
+        awake = os.pread(self.bell_fd, 4, 0) == words(1)
+        os.pwrite(self.bell_fd, frame, 64)
+        os.pwrite(self.bell_fd, words(2), 0)
+        if not awake or not self._heard(1.0):  # it can have fallen asleep since
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.socket.sendall(frame)
+        return os.pread(self.bell_fd, 48, 192) if self._heard(60.0) else None
+
+    def _heard(self, seconds: float) -> bool:
+        """Wait until the process has answered by the bell; False if it ended or did not."""
+        end = time.monotonic() + seconds
+        while os.pread(self.bell_fd, 4, 0) == words(2):
+            if self.process.poll() is not None or time.monotonic() > end:
+                return False
+        return True
 
     def call(self, command: int, *params: tuple[int, int, int, int]) -> tuple[int, tuple[int, ...]]:
         """Invoke a command; return its result and the sizes used."""
@@ -219,6 +243,7 @@ class Enclave:
         self.socket.close()
         _, said = self.process.communicate(timeout=60)
         os.close(self.payload_fd)
+        os.close(self.bell_fd)
         self.store_file.close()
         return self.process.returncode, said.decode(errors="replace")
 

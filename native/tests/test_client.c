@@ -7,11 +7,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "bell.h"
 #include "bytes.h"
 #include "client.h"
 #include "frame.h"
@@ -20,21 +23,36 @@
 enum { GIVEN = 100, COMMAND_AT = 8, SIZE_AT = 16 + 16 };
 
 /* What the peer does with a request, which it finds in the command's place. */
-enum { GOOD, ERROR, NUMBER, MAGIC, ZERO, TOO_MUCH, SLOW, HALF, END };
+enum { GOOD, ERROR, NUMBER, MAGIC, ZERO, TOO_MUCH, SLOW, LATE, HALF, END };
+
+typedef struct peer_side {
+    int fd;
+    cl_bell *bell;
+    bool awake;
+} peer_side;
 
 static void write_all(int fd, const uint8_t *from, size_t n)
 {
     CHECK_EQ(write(fd, from, n), (ssize_t)n);
 }
 
-static void respond(int fd, const cl_frame *frame)
+/* As the enclave does it: by the bell if the client wants that. */
+static void respond(peer_side *side, const cl_frame *frame)
 {
+    int fd = side->fd;
     uint8_t response[CL_RESPONSE_BYTES];
     uint64_t used[CL_PARAMS] = {GIVEN + (frame->command == TOO_MUCH)};
     cl_frame_answer(response, frame, frame->command == ERROR ? 7 : 0, used);
     response[0] ^= frame->command == MAGIC;
     response[4] ^= frame->command == NUMBER;
     response[12] ^= frame->command == ZERO;
+    if (frame->command == LATE) {
+        usleep(30000);
+    }
+    if (frame->command != HALF && cl_bell_give(side->bell, &side->awake,
+                                               response)) {
+        return;
+    }
     if (frame->command == SLOW) {
         for (uint32_t i = 0; i < CL_RESPONSE_BYTES; i += 16) {
             usleep(30000);
@@ -48,17 +66,26 @@ static void respond(int fd, const cl_frame *frame)
     }
 }
 
-static void serve(int fd)
+static bool next_request(peer_side *side, uint8_t *request)
 {
+    if (side->awake && cl_bell_hear(side->bell, request)) {
+        return true;
+    }
+    return recv(side->fd, request, CL_REQUEST_BYTES, MSG_WAITALL) ==
+           (ssize_t)CL_REQUEST_BYTES;
+}
+
+static void serve(int fd, cl_bell *bell)
+{
+    peer_side side = {.fd = fd, .bell = bell};
     uint8_t request[CL_REQUEST_BYTES];
     cl_frame frame;
-    while (recv(fd, request, sizeof request, MSG_WAITALL) ==
-           (ssize_t)sizeof request) {
+    while (next_request(&side, request)) {
         CHECK(cl_frame_read(&frame, request));
         if (frame.command == END) {
             break;
         }
-        respond(fd, &frame);
+        respond(&side, &frame);
     }
     _exit(0);
 }
@@ -66,33 +93,46 @@ static void serve(int fd)
 static cl_peer start(void)
 {
     int ends[2];
+    void *bell = mmap(NULL, sizeof(cl_bell), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(bell != MAP_FAILED);
     CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
     pid_t process = fork();
     CHECK(process >= 0);
     if (process == 0) {
         close(ends[0]);
-        serve(ends[1]);
+        serve(ends[1], bell);
     }
     close(ends[1]);
-    return (cl_peer){.socket = ends[0], .process = process, .processor = -1};
+    return (cl_peer){.bell = bell,
+                     .socket = ends[0],
+                     .process = process,
+                     .processor = -1};
 }
 
 static void end(const cl_peer *peer)
 {
     close(peer->socket);
+    CHECK_EQ(munmap(peer->bell, sizeof(cl_bell)), 0);
     CHECK_EQ(waitpid(peer->process, NULL, 0), peer->process);
 }
 
-static int32_t call(cl_peer *peer, uint32_t what)
+static int32_t call_so(cl_peer *peer, uint32_t what, bool may_look)
 {
     uint8_t request[CL_REQUEST_BYTES] = "CLRQ", response[CL_RESPONSE_BYTES];
     cl_store_u32(request + COMMAND_AT, what);
     cl_store_u32(request + SIZE_AT, GIVEN);
-    int32_t result = cl_peer_call(peer, request, response);
+    int32_t result = cl_peer_call(peer, request, response, may_look);
     while (result == EINTR) {
-        result = cl_peer_call(peer, request, response);
+        result = cl_peer_call(peer, request, response, may_look);
     }
     return result;
+}
+
+/* By the socket, since nothing wakes the bell. */
+static int32_t call(cl_peer *peer, uint32_t what)
+{
+    return call_so(peer, what, false);
 }
 
 static void test_answers(void)
@@ -174,11 +214,101 @@ static void test_placement(void)
     end(&peer);
 }
 
+/* ---- The bell ---------------------------------------------------------- */
+
+/* What a call leaves behind if the bell brought the response. */
+static bool came_by_bell(const cl_peer *peer)
+{
+    return peer->looks && cl_bell_state(peer->bell) != CL_BELL_WAITED &&
+           peer->rest_until_ns < peer->end_ns;
+}
+
+/* Where there are two processors. A machine may be busy: until it did. */
+static bool call_until_heard(cl_peer *peer)
+{
+    for (uint32_t i = 0; i < 10000 && processors_of(0) > 1; i++) {
+        CHECK_EQ(call_so(peer, GOOD, true), CL_PEER_GOOD);
+        if (came_by_bell(peer)) {
+            return true;
+        }
+    }
+    CHECK_EQ(processors_of(0), 1);
+    return false;
+}
+
+static void test_bell(void)
+{
+    cl_peer peer = start();
+    static const uint32_t others[] = {ERROR, NUMBER, MAGIC, ZERO, TOO_MUCH};
+    int all = processors_of(0);
+    if (call_until_heard(&peer)) {
+        CHECK_EQ(processors_of(peer.process), all - 1);
+        CHECK_EQ(processors_of(0), all);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        CHECK_EQ(call_so(&peer, others[i], true), CL_PEER_OTHER);
+        CHECK_EQ(call_so(&peer, GOOD, true), CL_PEER_GOOD);
+    }
+    end(&peer);
+}
+
+/* Calls of both kinds, soon after one another and not: each finds its own
+ * response, whether the peer is awake, falls asleep just now, or sleeps. */
+static void test_bell_and_socket(void)
+{
+    cl_peer peer = start();
+    uint32_t random = 1;
+    for (uint32_t i = 0; i < 4000; i++) {
+        random = random * 1664525u + 1013904223u;
+        uint32_t what = random >> 16 & 1 ? GOOD : ERROR;
+        if (i % 16 == 0) {
+            usleep(CL_BELL_LISTEN_NS / 1000 - 200 + (random >> 20) % 400);
+        }
+        CHECK_EQ(call_so(&peer, what, random >> 17 & 3),
+                 what == GOOD ? CL_PEER_GOOD : CL_PEER_OTHER);
+    }
+    CHECK_EQ(peer.sequence, 4000);
+    end(&peer);
+}
+
+/* Who looks in vain waits for the socket, also through signals, and does not
+ * look for a while. */
+static void test_a_late_response(void)
+{
+    cl_peer peer = start();
+    struct itimerval often = {{0, 7000}, {0, 7000}}, never = {{0, 0}, {0, 0}};
+    if (!call_until_heard(&peer)) {
+        end(&peer);
+        return;
+    }
+    CHECK_EQ(setitimer(ITIMER_REAL, &often, NULL), 0);
+    CHECK_EQ(call_so(&peer, LATE, true), CL_PEER_GOOD);
+    CHECK_EQ(setitimer(ITIMER_REAL, &never, NULL), 0);
+    CHECK(peer.rest_until_ns > peer.end_ns);
+    CHECK_EQ(call_so(&peer, GOOD, true), CL_PEER_GOOD);
+    CHECK(!peer.looks);
+    call_until_heard(&peer);
+    end(&peer);
+}
+
+static void test_a_peer_that_ends_while_looked_at(void)
+{
+    cl_peer peer = start();
+    call_until_heard(&peer);
+    CHECK_EQ(call_so(&peer, END, true), ECONNRESET);
+    CHECK(call_so(&peer, GOOD, true) != CL_PEER_GOOD);
+    end(&peer);
+}
+
 int main(void)
 {
     test_answers();
     test_a_peer_that_ends();
     test_signals();
     test_placement();
+    test_bell();
+    test_bell_and_socket();
+    test_a_late_response();
+    test_a_peer_that_ends_while_looked_at();
     return 0;
 }

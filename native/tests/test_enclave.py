@@ -10,6 +10,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from enclave_client import (
@@ -162,6 +163,9 @@ def check_refused_starts(binary: str) -> None:
     code, said = start("--socket", "0", "--payload", "0", "--store", "0", "--state", "/x", "--heap", "9")
     assert code == 2 and "socket" in said, said
     state = state_folder()
+    enclave = Enclave(binary, state, bell=255)
+    code, said = enclave.end()
+    assert code == 2 and "--bell" in said and "255" in said, said
     os.mkdir(state, 0o755)
     os.chmod(state, 0o755)
     enclave = Enclave(binary, state)
@@ -194,6 +198,40 @@ def check_bad_parameters(binary: str) -> None:
     assert enclave.exchange(b"CLRX" + bytes(108)) is None
     code, said = enclave.end()
     assert code == 3 and "malformed" in said, (code, said)
+
+
+def check_bell(binary: str) -> None:
+    """The response to what is asked by the bell, and to what wakes the process, lies there."""
+    enclave, _ = started(binary, state_folder())
+    for sequence in range(1, 200):
+        request = b"CLRQ" + words(sequence, 99, 0) + bytes(96)
+        answer = enclave.exchange_by_bell(request)
+        assert answer == b"CLRS" + words(sequence, 0xFFFF0009, 0) + bytes(32), answer
+        if sequence % 50 == 0:
+            time.sleep(0.01)  # it falls asleep
+    assert enclave.exchange_by_bell(b"CLRX" + bytes(108)) is None
+    code, said = enclave.end()
+    assert code == 3 and "malformed" in said, (code, said)
+
+
+def check_wild_bell(binary: str, seed: int, rounds: int) -> None:
+    """Whatever a client does to the bell: the process answers, waits for the socket, or ends; it never crashes."""
+    rng = random.Random(seed)
+    state = state_folder()
+    while rounds > 0:
+        enclave, bundle = started(binary, state)
+        for _ in range(min(rounds, 100)):
+            rounds -= 1
+            frame = wild_frame(rng, enclave, bundle)
+            os.pwrite(enclave.bell_fd, words(rng.choice([0, 1, 2, 3, 4, rng.getrandbits(32)])), 0)
+            os.pwrite(enclave.bell_fd, frame, 64)
+            try:
+                enclave.socket.send(frame)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            os.pwrite(enclave.bell_fd, rng.randbytes(4), rng.choice([0, 64, 72, rng.randrange(64, 236)]))
+        code, said = enclave.end()
+        assert code in ALLOWED_EXITS and "Sanitizer" not in said and "runtime error" not in said, (code, said)
 
 
 def wild_frame(rng: random.Random, enclave: Enclave, bundle: Bundle) -> bytes:
@@ -268,7 +306,9 @@ def main() -> None:
     check_lanes(binary)
     check_refused_starts(binary)
     check_bad_parameters(binary)
+    check_bell(binary)
     check_wild_frames(binary, seed, rounds)
+    check_wild_bell(binary, seed, rounds // 4)
 
 
 if __name__ == "__main__":

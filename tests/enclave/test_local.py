@@ -132,12 +132,13 @@ def test_crash_of_the_enclave_writes_no_memory_to_disk(store):
         assert core.split()[4:6] == ["0", "0"]
 
 
-def test_payload_keeps_its_size(store, monkeypatch):
+@pytest.mark.parametrize("file", ["--payload", "--bell"])
+def test_shared_memory_keeps_its_size(store, monkeypatch, file):
     """Neither side can take away memory that the other one works on."""
     kept = []
     begin = local._start
     monkeypatch.setattr(
-        local, "_start", lambda files, *rest: kept.append(os.dup(files["--payload"])) or begin(files, *rest)
+        local, "_start", lambda files, *rest: kept.append(os.dup(files[file])) or begin(files, *rest)
     )
     with start(store) as enclave:
         try:
@@ -282,6 +283,21 @@ def test_bad_parameter_is_refused_and_the_enclave_goes_on(store, parameter):
         with pytest.raises(ProtocolError, match="0xFFFF00"):
             enclave.call(Command.INFO, [parameter])
         assert enclave.stats().runs == 0
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each side needs a processor of its own")
+def test_calls_that_follow_one_another_find_the_enclave_awake(store):
+    """It is the only place where somebody sees whether they do: answers are the same in any case."""
+    with start(store) as enclave:
+        own = os.sched_getaffinity(0)
+        awake = 0
+        for n in range(3000):  # a busy machine may keep both sides asleep for a while
+            assert enclave.stats().runs == 0
+            awake += bool(enclave._peer["looks"][0]) and os.sched_getaffinity(enclave.process_id) < own
+            if awake > 20:
+                break
+        assert awake > 20, n
+        assert os.sched_getaffinity(0) == own
 
 
 def test_run_before_load_is_refused(store):

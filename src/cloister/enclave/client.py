@@ -69,8 +69,8 @@ class Enclave(abc.ABC):
             EnclaveError, IntegrityError: the enclave refuses, answers nonsense, or is gone.
         """
 
-    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], tuple[int, ...]]:
-        """Make `call` for a request that is made often."""
+    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], object]:
+        """Make `call` for a request that is made often; what it returns is of no use."""
         return functools.partial(self.call, command, parameters)
 
     def close(self) -> None:
@@ -113,14 +113,14 @@ class Enclave(abc.ABC):
         Returns:
             What tells how far the run came, or None if it is done; raises EnclaveError or IntegrityError if it fails.
         """
-        block = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
-        call = self.prepare(Command.RUN, [block, images, results, window])
+        parameter = Parameter(Kind.BOTH, Region.PAYLOAD, 0, wire.RUN_BYTES)
+        call = self.prepare(Command.RUN, [parameter, images, results, window])
+        block = memoryview(self.payload)[: wire.RUN_BYTES]
 
         def run() -> wire.RunState | None:
-            payload = self.payload
-            payload[: wire.RUN_BYTES] = run_block
+            block[:] = run_block
             call()
-            return wire.unpack_run(payload[: wire.RUN_BYTES])
+            return wire.unpack_run(block)
 
         return run
 

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from cloister.enclave import wire
 from cloister.enclave.client import CONTROL_BYTES, Enclave
 from cloister.enclave.core import load_library, pointer
 from cloister.enclave.instructions import allowed_sets
-from cloister.enclave.wire import Command, EnclaveInfo, Parameter
+from cloister.enclave.wire import Command, EnclaveInfo, Parameter, Region
 from cloister.errors import EnclaveCrashed, EnclaveUnavailable, ProtocolError, UserError
 
 __all__ = [
@@ -45,16 +46,20 @@ __all__ = [
 #: The smallest heap that an enclave starts with.
 MIN_HEAP_BYTES = 1 << 13
 _SMALL_STORE_BYTES = 4096
+_BELL_BYTES = 4096
 _END_SECONDS = 5.0
 _STDERR_BYTES = 4000
 _HINT = "cloister-enclave: hint: "
 #: `cl_peer` of `native/posix/client.h`, and its answer to a response that is no success.
 _PEER = np.dtype(
     [
-        *((name, np.int32) for name in ("socket", "process", "processor")),
+        ("bell", np.uint64),
+        *((name, np.int32) for name in ("socket", "process", "place", "processor")),
         *((name, np.uint32) for name in ("sequence", "sent", "received")),
-        ("last_ns", np.uint64),
-    ]
+        *((name, np.bool_) for name in ("looks", "by_bell")),
+        *((name, np.uint64) for name in ("start_ns", "end_ns", "last_ns", "rest_until_ns")),
+    ],
+    align=True,
 )
 _OTHER = -1
 #: Nobody may change the size, and nobody may lift that.
@@ -143,16 +148,25 @@ class LocalEnclave(Enclave):
             self._errors = undo.enter_context(memory_file("cloister-stderr", 0))
             self._socket, theirs = socket.socketpair()
             undo.enter_context(self._socket)
-            with memory_file("cloister-payload", total_bytes) as memory, theirs:
-                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SIZE_SEALS)
-                self._payload = mmap.mmap(memory.fileno(), total_bytes)
-                files = {"--socket": theirs.fileno(), "--payload": memory.fileno(), "--store": store.fileno()}
+            with (
+                memory_file("cloister-payload", total_bytes) as memory,
+                memory_file("cloister-bell", _BELL_BYTES) as bell,
+                theirs,
+            ):
+                self._payload, self._bell = _shared(memory, total_bytes), _shared(bell, _BELL_BYTES)
+                files = {
+                    "--socket": theirs.fileno(),
+                    "--payload": memory.fileno(),
+                    "--store": store.fileno(),
+                    "--bell": bell.fileno(),
+                }
                 self._process = _start(files, heap_bytes, self._errors)
             undo.pop_all()
         # Runs at the latest when the object is collected or the interpreter exits: no process is left behind.
         self._end = weakref.finalize(self, _end, self._process, self._socket, self._errors)
         self._peer = np.zeros(1, _PEER)
-        self._peer[["socket", "process", "processor"]] = self._socket.fileno(), self._process.pid, -1
+        bell_at = pointer(np.frombuffer(self._bell, np.uint8))
+        self._peer[["bell", "socket", "process", "processor"]] = bell_at, self._socket.fileno(), self._process.pid, -1
         self._peer_call = _peer_call()
         try:
             self.info = wire.unpack_info(self._answer(Command.INFO, wire.INFO_BYTES))
@@ -167,16 +181,26 @@ class LocalEnclave(Enclave):
 
     def call(self, command: Command, parameters: Sequence[Parameter]) -> tuple[int, ...]:
         """See `Enclave.call`."""
-        return self.prepare(command, parameters)()
+        call, response = self._prepare(command, parameters)
+        call()
+        return wire.unpack_sizes(response.tobytes())
 
-    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], tuple[int, ...]]:
+    def prepare(self, command: Command, parameters: Sequence[Parameter]) -> Callable[[], object]:
         """See `Enclave.prepare`."""
+        return self._prepare(command, parameters)[0]
+
+    def _prepare(
+        self, command: Command, parameters: Sequence[Parameter]
+    ) -> tuple[Callable[[], None], npt.NDArray[np.uint8]]:
+        """The call, and where its response will be."""
         request = np.frombuffer(bytearray(wire.pack_request(0, command, parameters)), np.uint8)
         response = np.zeros(wire.RESPONSE_BYTES, np.uint8)
-        arguments = pointer(self._peer), pointer(request), pointer(response)
+        # A second thread of the enclave, which opens slices ahead, needs the processor that looking would take.
+        may_look = not any(parameter.region == Region.STORE and parameter.size for parameter in parameters)
+        arguments = pointer(self._peer), pointer(request), pointer(response), may_look
         parameters = tuple(parameters)
 
-        def call() -> tuple[int, ...]:
+        def call() -> None:
             self._require_open()
             while (status := self._peer_call(*arguments)) == errno.EINTR:
                 pass  # Python's own handlers run here
@@ -184,9 +208,8 @@ class LocalEnclave(Enclave):
                 self._refused(command, parameters, response.tobytes(), int(request.view(np.uint32)[1]))
             elif status:
                 raise self._crashed(command)
-            return wire.unpack_sizes(response.tobytes())
 
-        return call
+        return call, response
 
     def _refused(self, command: Command, parameters: Sequence[Parameter], response: bytes, sequence: int) -> NoReturn:
         """Raise what a response means that is no success."""
@@ -211,7 +234,7 @@ class LocalEnclave(Enclave):
 def _peer_call() -> Callable[..., int]:
     """`cl_peer_call` of `native/posix/client.h`."""
     call = load_library().cl_peer_call
-    call.argtypes = [ctypes.c_void_p] * 3
+    call.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_bool]
     return cast("Callable[..., int]", call)
 
 
@@ -220,6 +243,12 @@ def memory_file(name: str, n_bytes: int) -> BinaryIO:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, n_bytes)
     return os.fdopen(descriptor, "w+b", buffering=0)
+
+
+def _shared(memory: BinaryIO, n_bytes: int) -> mmap.mmap:
+    """Memory of a file whose size nobody can change."""
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SIZE_SEALS)
+    return mmap.mmap(memory.fileno(), n_bytes)
 
 
 def _start(files: dict[str, int], heap_bytes: int, errors: BinaryIO) -> subprocess.Popen[bytes]:

@@ -377,7 +377,7 @@ class RunState:
     images_done: int
 
 
-def unpack_run(block: bytes) -> RunState | None:
+def unpack_run(block: bytes | memoryview) -> RunState | None:
     """Read the answer in parameter 0 of `run`: how far it came, or None if it is done.
 
     Raises:
