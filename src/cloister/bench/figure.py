@@ -123,6 +123,6 @@ def _lines(document: BenchDocument, title: str, value: Callable[[BenchRow], floa
             ax.errorbar(xs, [row.ratio for row in rows], yerr=spread, marker="o", capsize=2, label=model)
         ax.set_xlabel(title)
         ax.set_ylabel(f"time / time of {document.rows[0].against}")
-        ax.legend()
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # above, where no point is
 
     return panel
