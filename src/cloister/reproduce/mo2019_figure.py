@@ -34,16 +34,18 @@ def draw(document: ExposureDocument) -> bytes:
             _panel(axes, one)
         for axes in axes_of_row[len(row) :]:
             axes.remove()
-    seeds = "1 seed" if document.n_seeds == 1 else f"{document.n_seeds} seeds"
-    figure.suptitle(
-        f"Exposure of VGG-7, {seeds} with {document.n_samples:,} images each, 95 % intervals over seeds "
-        "(controls and reversed widths: fewer seeds)"
-    )
+    figure.suptitle(f"VGG-7, {document.n_samples:,} images, {_seeds(document)}\n95 % intervals over seeds")
     _legend(figure, grid)
     out = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "cloister"}):  # the same figure of the same document
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
+
+
+def _seeds(document: ExposureDocument) -> str:
+    """How many there are, and of how many the controls are."""
+    texts = [f"{n} {'seed' if n == 1 else 'seeds'}" for n in (document.n_seeds, document.n_controlled)]
+    return texts[0] + (f" (controls: {texts[1]})" if document.n_controlled else "")
 
 
 def _panel(axes: Any, one: SetExposure) -> None:
