@@ -283,16 +283,21 @@ static void test_a_late_response(void)
 {
     cl_peer peer = start();
     struct itimerval often = {{0, 7000}, {0, 7000}}, never = {{0, 0}, {0, 0}};
-    if (!call_until_heard(&peer)) {
-        end(&peer);
-        return;
-    }
-    CHECK_EQ(setitimer(ITIMER_REAL, &often, NULL), 0);
-    CHECK_EQ(call_so(&peer, LATE, true), CL_PEER_GOOD);
-    CHECK_EQ(setitimer(ITIMER_REAL, &never, NULL), 0);
-    CHECK(peer.rest_until_ns > peer.end_ns);
+    uint64_t before, rest;
+    do {
+        if (!call_until_heard(&peer)) {
+            end(&peer);
+            return;
+        }
+        before = peer.rest_until_ns;
+        CHECK_EQ(setitimer(ITIMER_REAL, &often, NULL), 0);
+        CHECK_EQ(call_so(&peer, LATE, true), CL_PEER_GOOD);
+        CHECK_EQ(setitimer(ITIMER_REAL, &never, NULL), 0);
+    } while (!peer.looks); /* it came too long after the one before */
+    rest = peer.rest_until_ns;
+    CHECK(rest > before);
     CHECK_EQ(call_so(&peer, GOOD, true), CL_PEER_GOOD);
-    CHECK(!peer.looks);
+    CHECK(!peer.looks || peer.end_ns > rest);
     call_until_heard(&peer);
     end(&peer);
 }
