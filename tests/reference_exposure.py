@@ -55,18 +55,54 @@ def _one_path_of_attention():
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def halves(n_members, n, seed, repeat):
+    """Both halves of the members' indices, and both of the others'."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, repeat, 3]))
+    return [np.array_split(rng.permutation(np.arange(*ends)), 2) for ends in ((0, n_members), (n_members, n))]
+
+
+def draw_anew(model, parameters, seed, repeat):
+    """He's weights, and biases of 0."""
+    drawn = int(np.random.SeedSequence([seed, repeat, 4]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    generator = torch.Generator().manual_seed(drawn)
+    with torch.no_grad():
+        for name in parameters:
+            tensor = model.get_parameter(name)
+            if tensor.dim() == 1:
+                tensor.zero_()
+            else:
+                tensor.copy_(torch.empty_like(tensor).normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator))
+
+
+def memorisation(model, parameters, images, labels, n_members, *, seed, repeat, **settings):
+    """The share of pairs in which the member's loss gains more than the non-member's, less that of the other pairs."""
+    tuned, _ = fine_tune(
+        model, parameters, images, labels, n_members, fit="half", seed=seed, repeat=repeat, precision="float32",
+        **settings,
+    )  # fmt: skip
+    with torch.no_grad():
+        before, after = (functional.cross_entropy(one(images), labels, reduction="none") for one in (model, tuned))
+    gained = (after.double() - before.double()).numpy()
+    (_, members), (_, others) = halves(n_members, len(labels), seed, repeat)
+    return np.sign(gained[members][:, None] - gained[others]).mean()
+
+
 @_one_path_of_attention()
 def fine_tune(model, parameters, images, labels, n_members, *, fit, epochs, lr, batch_size, seed, repeat, precision):
-    """Returns the tuned copy, and a reading before and after every epoch."""
+    """Returns the tuned copy, and a reading before and after every epoch; `half` begins with the layer drawn anew."""
     layout = torch.channels_last if precision == "bfloat16" and images.dim() == 4 else torch.contiguous_format
     model = copy.deepcopy(model).to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     trained = freeze_all_but(model, parameters)
     optimizer = torch.optim.Adam(trained, lr=lr, fused=True)
-    seen = np.arange(n_members if fit == "p" else len(labels))
+    if fit == "half":
+        seen = np.concatenate([half for half, _ in halves(n_members, len(labels), seed, repeat)])
+        draw_anew(model, parameters, seed, repeat)
+    else:
+        seen = np.arange(n_members if fit == "p" else len(labels))
     readings = [read(model, images, labels, n_members, precision)]
     for epoch in range(1, epochs + 1):
-        seeds = np.random.SeedSequence([seed, repeat, int(fit == "r"), epoch])
+        seeds = np.random.SeedSequence([seed, repeat, {"p": 0, "r": 1, "half": 2}[fit], epoch])
         order = np.random.default_rng(seeds).permutation(seen)
         for batch in np.array_split(order, math.ceil(len(seen) / batch_size)):
             chosen = torch.from_numpy(batch)

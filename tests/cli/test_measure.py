@@ -156,4 +156,4 @@ def test_state_folder_that_is_named_stays(call, module, tmp_path):
     first, second = call(*args), call(*args)
     assert first.out == second.out
     assert "finished fine-tunings are taken from there" in second.err
-    assert len(list((tmp_path / "state").iterdir())) == 8
+    assert len(list((tmp_path / "state").iterdir())) == 12

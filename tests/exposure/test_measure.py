@@ -109,7 +109,7 @@ def test_document_has_all_that_it_was_made_from(target, measured):
     assert (measured.n_members, measured.n_nonmembers, measured.n_unseen) == (40, 40, None)
     assert measured.base.accuracy_members == 1.0
     assert measured.base.epsilon > 1
-    assert len(measured.runs) == 3 * 2 * 2
+    assert len(measured.runs) == 3 * 2 * 3
     assert all(len(run.readings) == 4 for run in measured.runs)  # before, and after epochs 1, 2 and 4
     for layer in measured.layers:
         for ratio in (layer.measured.by_loss, layer.measured.by_accuracy):
@@ -167,7 +167,7 @@ def test_exported_program_is_measured_as_its_module(target, measured):
 def test_progress_counts_every_epoch(target):
     progress = At()
     measure(target, **QUICK | {"repeats": 1}, progress=progress)
-    assert [(done, total) for done, total, _ in progress.calls] == [(i, 24) for i in range(1, 25)]
+    assert [(done, total) for done, total, _ in progress.calls] == [(i, 36) for i in range(1, 37)]
     assert progress.calls[0][2] == "0, target, repeat 1 of 1, M_p"
 
 
@@ -200,11 +200,12 @@ def test_planted_in_the_last_layer_there_is_hardly_a_gap():
 
 def test_reinitialised_layers_forget(target):
     found = measure(target, **QUICK | {"controls": ("reinitialised",)})
-    starts = {run.layer: run.readings[0] for run in found.runs if run.variant == "reinitialised"}
+    starts = {run.layer: run.readings[0] for run in found.runs if (run.variant, run.fit) == ("reinitialised", "p")}
     assert len(starts) == 3
     assert all(one.accuracy_members < 0.7 for one in starts.values())
     assert all(layer.reinitialised is not None for layer in found.layers)
-    both = [run.readings[0] for run in found.runs if (run.variant, run.layer) == ("reinitialised", "0")]
+    of_first = [run for run in found.runs if (run.variant, run.layer) == ("reinitialised", "0")]
+    both = [run.readings[0] for run in of_first if run.fit in ("p", "r")]
     assert both[0] == both[1]  # M_p and M_r begin with the same weights …
     assert both[0] != both[2]  # … and repeats with others
 
@@ -296,7 +297,7 @@ def test_interrupted_measure_goes_on_and_ends_the_same(target, measured, tmp_pat
     progress = At()
     found = measure(target, **QUICK, state=tmp_path, progress=progress)
     assert without_seconds(found) == without_seconds(measured)
-    assert len(progress.calls) == (12 - n_done) * 4
+    assert len(progress.calls) == (18 - n_done) * 4
 
 
 def test_killed_measure_goes_on_and_ends_the_same(tmp_path):
@@ -313,7 +314,7 @@ measure(t.overfitted(), **t.QUICK, state=sys.argv[1], progress=t.At(11, kill))
     assert len(list(tmp_path.glob("*.json"))) == 2
     progress = At()
     found = measure(overfitted(), **QUICK, state=tmp_path, progress=progress)
-    assert len(progress.calls) == 40
+    assert len(progress.calls) == 64
     assert without_seconds(found) == without_seconds(measure(overfitted(), **QUICK))
 
 
@@ -321,12 +322,12 @@ def test_finished_units_serve_more_repeats_and_nothing_else(target, tmp_path):
     measure(target, **QUICK | {"repeats": 1}, state=tmp_path)
     progress = At()
     measure(target, **QUICK, state=tmp_path, progress=progress)
-    assert len(progress.calls) == 24  # the second repeat alone
+    assert len(progress.calls) == 36  # the second repeat alone
     for change in ({"lr": 2e-2}, {"seed": 9}, {"n_samples": 39}):
         again = At()
         settings = QUICK | {"repeats": 1} | change
         measure(target, **settings, state=tmp_path, progress=again)
-        assert len(again.calls) == 6 * settings["epochs"], change
+        assert len(again.calls) == 9 * settings["epochs"], change
 
 
 def test_damaged_units_are_done_again(target, measured, tmp_path):
@@ -412,7 +413,8 @@ def test_untrained_model_is_undefined_with_a_warning():
     found = measure(cases.target(), **QUICK | {"lr": 1e-4, "epochs": 1})
     assert all(layer.measured.by_loss.exposure is None for layer in found.layers)
     assert found.ranking.layers == ()
-    assert found.findings == ()
+    assert all(layer.memorisation.measured.low < 0 < layer.memorisation.measured.high for layer in found.layers)
+    assert [text for text in found.findings if "memorisation" not in text] == []
     assert any("no memory of its members" in text for text in found.warnings)
 
 

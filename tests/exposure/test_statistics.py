@@ -4,12 +4,14 @@ import math
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn import metrics
 
 from cloister.exposure import statistics
-from cloister.exposure.document import Comparison, Interval, LayerExposure, Ratio
+from cloister.exposure.document import Comparison, Interval, LayerExposure, Memorisation, Ratio, Separation
 
 
 def test_interval_is_students():
@@ -67,7 +69,55 @@ def test_no_ratio_is_ever_infinite_or_nan():
         assert found.exposure is None or math.isfinite(found.exposure.mean)
 
 
+# --- members above non-members ---
+
+
+def test_separation_is_the_auc_and_its_error_is_that_of_brunner_and_munzel():
+    rng = np.random.default_rng(0)
+    for shift, digits in [(0, 3), (0.4, 1), (-1, 0)]:  # the fewer digits, the more ties
+        members, nonmembers = rng.normal(shift, 1, 60).round(digits), rng.normal(0, 2, 45).round(digits)
+        found = statistics.separation(members, nonmembers)
+        auc = metrics.roc_auc_score([1] * 60 + [0] * 45, np.concatenate([members, nonmembers]))
+        assert found.value == pytest.approx(2 * auc - 1)
+        # Their statistic is (AUC - 1/2) in its standard errors, with the same estimate of these.
+        assert abs(found.value) / found.error == pytest.approx(abs(stats.brunnermunzel(members, nonmembers).statistic))
+
+
+def test_separation_at_its_ends():
+    low, high = np.array([0.0, 1.0]), np.array([2.0, 3.0, 3.0])
+    assert statistics.separation(high, low) == Separation(value=1.0, error=0.0)
+    assert statistics.separation(low, high) == Separation(value=-1.0, error=0.0)
+    assert statistics.separation(np.zeros(4), np.zeros(5)) == Separation(value=0.0, error=0.0)
+
+
+def test_memorisation_has_the_spread_of_samples_and_of_repeats():
+    def found(value):
+        return Separation(value=value, error=0.03)
+
+    alone = statistics.memorisation([found(0.5)])
+    assert (alone.mean, alone.high - alone.mean) == (0.5, pytest.approx(1.96 * 0.03))
+    both = statistics.memorisation([found(0.49), found(0.51)])
+    of_repeats = statistics.interval([0.49, 0.51])
+    assert both.mean == pytest.approx(0.5)
+    assert both.high - both.mean == pytest.approx(math.hypot(of_repeats.high - 0.5, 1.96 * 0.03))
+    assert statistics.memorisation([found(0.5), found(0.5)]) == alone
+    assert statistics.memorisation([found(0.99)]).high == 1.0
+
+
+def test_memorisation_of_what_is_the_same_on_both_sides_holds_0_in_95_of_100():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(500):
+        one = statistics.memorisation([statistics.separation(rng.normal(size=30), rng.normal(size=30))])
+        found.append(one.low <= 0 <= one.high)
+    assert 0.91 < np.mean(found) < 0.98
+
+
 # --- ranks and words ---
+
+
+def known(value):
+    return Interval(mean=value, low=value - 0.1, high=value + 0.1)
 
 
 def comparison(value):
@@ -85,6 +135,7 @@ def layers(values, sizes, reinitialised=None, unseen=None):
             measured=comparison(value), curve=(), equal_steps=comparison(value),
             reinitialised=None if reinitialised is None else comparison(anew),
             unseen_base=None if unseen is None else comparison(other),
+            memorisation=Memorisation(measured=known(0.0), reinitialised=None, unseen_base=None),
         )
         for depth, (value, size, anew, other) in enumerate(
             zip(values, sizes, reinitialised or [None] * count, unseen or [None] * count, strict=True)
@@ -132,6 +183,23 @@ def test_words_say_what_the_controls_found():
     said = " ".join(statistics.describe(found, statistics.rank(found)))
     assert "none of 3 layers keeps 90%" in said
     assert "above a base that never saw" in said
+
+
+def test_words_say_how_many_layers_lie_above_0():
+    values, unseen = [0.05, 0.3, 0.15], [0.02, -0.3, 0.0]
+    found = [
+        msgspec.structs.replace(
+            layer, memorisation=Memorisation(measured=known(a), reinitialised=None, unseen_base=known(b))
+        )
+        for layer, a, b in zip(layers([None] * 3, [1, 2, 3]), values, unseen, strict=True)
+    ]
+    ranking = statistics.rank(found, statistics.memorisation_of)
+    assert ranking.layers == ("layer1", "layer2", "layer0")
+    said = statistics.describe(found, statistics.rank(found), ranking)
+    assert said == (
+        "memorisation lies above 0 in 2 of 3 layers; highest in `layer1`",
+        "memorisation lies above 0 in 0 of 3 layers of a base that never saw the members; 0 are expected",
+    )
 
 
 def test_without_values_there_are_no_words():

@@ -7,6 +7,7 @@ from cloister.exposure.document import (
     Exposure,
     Interval,
     LayerExposure,
+    Memorisation,
     Point,
     Ranking,
     Ratio,
@@ -32,6 +33,10 @@ def ratio(value, p=1.0):
     )
 
 
+def single(value):
+    return Interval(mean=value, low=None, high=None)
+
+
 def comparison(value, p=1.0):
     half = None if value is None else value / 2
     return Comparison(by_loss=ratio(value, p), by_accuracy=ratio(half, p))
@@ -46,6 +51,7 @@ def layers(values, *, p=1.0, anew=None, unseen=None):
             measured=comparison(value, p), curve=(Point(epoch=1, comparison=comparison(value, p)),),
             equal_steps=comparison(value, p),
             reinitialised=comparison(a, p) if anew else None, unseen_base=comparison(u, p) if unseen else None,
+            memorisation=Memorisation(measured=single(value or 0.0), reinitialised=None, unseen_base=None),
         )
         for depth, (name, size, value, a, u) in enumerate(
             zip(NAMES, SIZES, values, anew or none, unseen or none, strict=True)
@@ -68,6 +74,7 @@ def exposure(values=DESCRIBED, *, epochs=20, warnings=(), **fields):
         epochs=epochs, learning_rate=1e-3, batch_size=100, repeats=1, seed=0, precision="float32", base=reading(),
         unseen_base=reading(0.0) if fields.get("unseen") else None, layers=found,
         ranking=Ranking(layers=(), with_parameters=None, with_depth=None, capacity_explains=None),
+        memorisation_ranking=Ranking(layers=(), with_parameters=None, with_depth=None, capacity_explains=None),
         findings=(), warnings=tuple(warnings), runs=(), seconds=2.0,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from cloister.reproduce.mo2019_exposure import ExposureDocument, reproduce
 from tests.reproduce import cases
 
 SMALL = {"sets": ["cifar10"], "n_samples": 20, "n_seeds": 2, "precision": "float32", "epochs": {"cifar10": 1}}
-UNITS = 2 * 8 * 2 + 2 * 8 * 2 + 8 * 2  # two seeds; two controls of the first; reversed widths
+UNITS = 3 * (2 * 8 + 2 * 8 + 8)  # three fits: two seeds; two controls of the first; reversed widths
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_interrupted_run_redoes_nothing_that_was_finished(runs):
     _, state, (first, second, third) = runs
     assert not any("seed 0, base" in text for text in (*second, *third))  # a finished training
     assert not any("seed 1, base, epoch 1/" in text for text in second)  # goes on after the last epoch
-    tuned = [text for text in (*first, *second, *third) if "M_p" in text or "M_r" in text]
+    tuned = [text for text in (*first, *second, *third) if any(fit in text for fit in ("M_p", "M_r", "replaced"))]
     assert len(tuned) == UNITS + 1  # one fine-tuning was broken off at its end, before it was kept
     assert len([path for path in state.glob("*.json") if not path.name.startswith("base-")]) == UNITS
     assert len(list(state.glob("base-*.safetensors"))) == 3

@@ -13,7 +13,7 @@ from cloister.cli import options, ui
 from cloister.outputs import check_output, write_whole
 
 if TYPE_CHECKING:
-    from cloister.exposure.document import Comparison, Exposure, LayerExposure, Ratio, Reading
+    from cloister.exposure.document import Comparison, Exposure, Interval, LayerExposure, Ratio, Reading
     from cloister.target import Target
 
 __all__ = ["measure", "remove_finished"]
@@ -45,7 +45,7 @@ _BAR_LENGTH = 10
     "--batch-size", type=click.IntRange(2), metavar="N", default=100, show_default=True, help="Images in one step."
 )
 @click.option(
-    "--samples", type=click.IntRange(2), metavar="N", help="Members and non-members to take.  [default: all of both]"
+    "--samples", type=click.IntRange(4), metavar="N", help="Members and non-members to take.  [default: all of both]"
 )
 @click.option("--seed", type=options.SEED, metavar="N", default=0, show_default=True, help="Of samples and orders.")
 @click.option(
@@ -89,8 +89,9 @@ def measure(
 
     TARGET is `zoo:NAME` with weights and data of `cloister train`, or `package.module:function` that returns a
     cloister.Target with members and non-members. Exposure is what a layer's own fine-tuning on members and non-members
-    takes away of the gap between their losses. The controls say what that is worth. With -o or --state an interrupted
-    measure goes on where it was when the same command is given again.
+    takes away of the gap between their losses. The controls say what that is worth. Beside it stands memorisation,
+    which they do not score: how much more members lose than non-members when the layer is replaced. With -o or --state
+    an interrupted measure goes on where it was when the same command is given again.
     """
     for path in (out, figure):
         if path is not None:
@@ -215,11 +216,18 @@ def _show(document: Exposure) -> None:
         "equal steps: M_r after as many steps as M_p; weights anew: the layer's own drawn anew before; unseen base: in "
         "one that never saw the members"
     )
+    columns = ["layer", "memorisation", "95 %", "weights anew", "unseen base", "0 to 1"]
+    ui.table("Memorisation", columns, [_held_cells(layer) for layer in document.layers], right=",".join(columns[1:-1]))
+    ui.say(
+        "memorisation: how much more members lose than non-members when the layer's weights are replaced by some that "
+        "saw neither; 2 AUC - 1"
+    )
     rows = [("target", _reading_text(document.base))]
     if document.unseen_base is not None:
         rows.append(("unseen base", _reading_text(document.unseen_base)))
     rows.append(("samples", f"{document.n_members:,} members, {document.n_nonmembers:,} non-members"))
     rows.append(("order", ", ".join(document.ranking.layers) or "none: exposure is undefined in every layer"))
+    rows.append(("by memorisation", ", ".join(document.memorisation_ranking.layers)))
     rows += [("finding", text) for text in document.findings]
     rows += [("undefined", f"{layer.name}: {why}") for layer in document.layers if (why := _ratio(layer).undefined)]
     rows += [("warning", text) for text in document.warnings]
@@ -247,7 +255,7 @@ def _cells(layer: LayerExposure) -> tuple[str, ...]:
         f"{found.r.mean:.3f}",
         _value(found),
         "" if low is None or found.exposure is None else f"±{found.exposure.mean - low:.2f}",
-        _bar(found),
+        _bar(found.exposure),
     )
 
 
@@ -261,6 +269,23 @@ def _other_cells(layer: LayerExposure) -> tuple[str, ...]:
     )
 
 
+def _held_cells(layer: LayerExposure) -> tuple[str, ...]:
+    found = layer.memorisation
+    low, high = found.measured.low, found.measured.high
+    return (
+        layer.name,
+        f"{found.measured.mean:.2f}",
+        "" if low is None or high is None else f"{low:.2f} to {high:.2f}",
+        _of_control_held(found.reinitialised),
+        _of_control_held(found.unseen_base),
+        _bar(found.measured),
+    )
+
+
+def _of_control_held(found: Interval | None) -> str:
+    return "left out" if found is None else f"{found.mean:.2f}"
+
+
 def _of_control(comparison: Comparison | None) -> str:
     return "left out" if comparison is None else _value(comparison.by_loss)
 
@@ -269,7 +294,7 @@ def _value(ratio: Ratio) -> str:
     return "undefined" if ratio.exposure is None else f"{ratio.exposure.mean:.2f}"
 
 
-def _bar(ratio: Ratio) -> str:
-    """The exposure as a length; what lies outside [0, 1] ends at its edge."""
-    share = 0.0 if ratio.exposure is None else min(max(ratio.exposure.mean, 0.0), 1.0)
+def _bar(found: Interval | None) -> str:
+    """A value as a length; what lies outside [0, 1] ends at its edge."""
+    share = 0.0 if found is None else min(max(found.mean, 0.0), 1.0)
     return "#" * round(share * _BAR_LENGTH)

@@ -13,19 +13,22 @@ __all__ = [
     "Fit",
     "Interval",
     "LayerExposure",
+    "Memorisation",
     "Point",
     "Ranking",
     "Ratio",
     "Reading",
     "Run",
+    "Separation",
     "Variant",
 ]
 
 Control = Literal["reinitialised", "unseen-base"]
 #: What is fine-tuned: the target as it is, or a control.
 Variant = Literal["target", "reinitialised", "unseen-base"]
-#: `p` on the members S alone (M_p of the paper), `r` on S and the non-members T (M_r).
-Fit = Literal["p", "r"]
+#: `p` on the members S alone (M_p of the paper), `r` on S and the non-members T (M_r), `half` on a half of S and a half
+#: of T, with the layer's weights drawn anew.
+Fit = Literal["p", "r", "half"]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,18 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return self.accuracy_members - self.accuracy_nonmembers
 
 
+class Separation(msgspec.Struct, frozen=True, kw_only=True):
+    """How far members lie above non-members in some score: 2 AUC - 1.
+
+    Attributes:
+        value: in [-1, 1]; 0 where neither lies above the other, 1 where every member lies above every non-member.
+        error: its standard error as an estimate from finitely many samples (DeLong et al., 1988).
+    """
+
+    value: float
+    error: float
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One fine-tuning of one layer.
 
@@ -67,11 +82,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         variant: of which model.
         layer: its name.
         repeat: counted from 0.
-        fit: on S, or on S and T.
+        fit: on S, on S and T, or on half of both with the layer drawn anew.
         readings: at epoch 0 and at epochs 1, 2, 5, 10, 20, 50, … up to the last.
         equal_steps: of fit `r` only: after as many steps as fit `p` takes in all.
         has_gradient: False if no parameter of the layer moved.
         seconds: wall time.
+        held_out: of fit `half` only: how far the members of the other half lie above its non-members in what their
+            loss gains by the replacement.
     """
 
     variant: Variant
@@ -82,6 +99,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     equal_steps: Reading | None
     has_gradient: bool
     seconds: float
+    held_out: Separation | None = None
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +140,24 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     comparison: Comparison
 
 
+class Memorisation(msgspec.Struct, frozen=True, kw_only=True):
+    """How much more members lose than non-members when a layer's weights are replaced by some that saw neither.
+
+    Each value is 2 AUC - 1 of the loss gained, members against non-members: 0 where the weights hold nothing of the
+    members that they do not hold of non-members, 1 where every member loses more than every non-member. Its interval
+    holds the spread over the repeats and that of finitely many samples.
+
+    Attributes:
+        measured: of the target's layer.
+        reinitialised: of the layer with weights drawn anew; None if left out.
+        unseen_base: of the layer in a base that was trained on neither S nor T; None if left out.
+    """
+
+    measured: Interval
+    reinitialised: Interval | None
+    unseen_base: Interval | None
+
+
 class LayerExposure(msgspec.Struct, frozen=True, kw_only=True):
     """What was found for one layer.
 
@@ -135,6 +171,7 @@ class LayerExposure(msgspec.Struct, frozen=True, kw_only=True):
         equal_steps: M_r after as many steps as M_p; after as many epochs it has made more of them.
         reinitialised: the layer's weights drawn anew before both fine-tunings; None if left out.
         unseen_base: in a base that was trained on neither S nor T; None if left out.
+        memorisation: the measure that these controls do not score.
     """
 
     name: str
@@ -146,16 +183,17 @@ class LayerExposure(msgspec.Struct, frozen=True, kw_only=True):
     equal_steps: Comparison
     reinitialised: Comparison | None
     unseen_base: Comparison | None
+    memorisation: Memorisation
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):
-    """The order of the layers by exposure (by loss), and what goes along with it.
+    """The order of the layers by a measure, and what goes along with it.
 
     Attributes:
-        layers: names, the most exposed first; layers whose exposure is undefined are not among them.
-        with_parameters: Spearman's rank correlation of exposure and number of parameters; None if there is none
+        layers: names, the highest first; layers whose value is undefined are not among them.
+        with_parameters: Spearman's rank correlation of the value and the number of parameters; None if there is none
             (fewer than three layers, or all of one size).
-        with_depth: likewise of exposure and depth.
+        with_depth: likewise of the value and depth.
         capacity_explains: whether `with_parameters` is at least 0.7 and at least `with_depth`; None if unknown.
     """
 
@@ -185,7 +223,8 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
         base: the target itself, A in the paper.
         unseen_base: the control base itself; None if left out.
         layers: by first use.
-        ranking: of the layers.
+        ranking: of the layers by exposure (by loss).
+        memorisation_ranking: of the layers by memorisation.
         findings: what the controls and the ranking say, in words.
         warnings: what makes the figures less sure.
         runs: every fine-tuning.
@@ -209,6 +248,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
     unseen_base: Reading | None
     layers: tuple[LayerExposure, ...]
     ranking: Ranking
+    memorisation_ranking: Ranking
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
     runs: tuple[Run, ...]

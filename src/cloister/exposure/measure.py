@@ -12,12 +12,25 @@ from typing import NamedTuple
 
 import msgspec
 import torch
+from torch import Tensor
 
 from cloister.errors import TargetError, UserError
 from cloister.exposure import statistics
 from cloister.exposure.control import ControlBase, control_base
 from cloister.exposure.cut import Cut, cut_before
-from cloister.exposure.document import Comparison, Control, Exposure, Fit, LayerExposure, Point, Reading, Run, Variant
+from cloister.exposure.document import (
+    Comparison,
+    Control,
+    Exposure,
+    Fit,
+    Interval,
+    LayerExposure,
+    Memorisation,
+    Point,
+    Reading,
+    Run,
+    Variant,
+)
 from cloister.exposure.network import Group, Network
 from cloister.exposure.samples import Sets, choose_sets
 from cloister.exposure.tuning import Activations, Samples, Settings, fine_tune, initial_tensors, read_whole
@@ -32,6 +45,9 @@ CONTROLS: tuple[Control, ...] = ("reinitialised", "unseen-base")
 _FITS: tuple[Fit, ...] = ("p", "r")
 #: A warning of every measure without repeats.
 SINGLE_REPEAT = "a single repeat has no interval"
+_WHAT: dict[Fit, str] = {"p": "M_p", "r": "M_r", "half": "replaced"}
+#: Parts of the seeds of what is drawn anew.
+_REINITIALISED, _REPLACEMENT = 2, 4
 _NO_GRADIENT = "no gradient reaches this layer"
 #: More accuracy on S than this by fine-tuning a layer on S alone says that the model had not converged.
 _STILL_LEARNING = 0.05
@@ -71,6 +87,10 @@ def measure(
     Repeats differ in the order of images, and in what is drawn anew; so an interval holds the noise of fine-tuning, not
     that of training the target again, nor of the choice of S and T.
 
+    `memorisation` stands beside it, since these controls do not score it: the layer is drawn anew and fitted on half of
+    S and half of T, and what this adds to the loss is compared between the members and the non-members of the other
+    halves, which it never saw. Its value is 2 AUC - 1: 0 where members lose no more than non-members.
+
     All but the layer is frozen: no dropout, batch norms in evaluation mode, but for the layer's own. What does not
     depend on the layer is computed once. Each fine-tuning is a unit of work that is kept in `state`: the same call
     after an interruption goes on, and ends as if there had been none.
@@ -82,7 +102,7 @@ def measure(
         lr: learning rate of Adam, constant.
         batch_size: largest number of images in a step, at least 2.
         seed: of the choice of S and T, of orders, and of what is drawn anew, in [0, 2**63).
-        n_samples: size of S and of T, at least 2; as many as there are of both, if omitted.
+        n_samples: size of S and of T, at least 4; as many as there are of both, if omitted.
         groups: names or globs of parameters for each layer; the layers of `layers.layer_table` if omitted. Other
             parameters stay frozen.
         controls: which to do; each takes as long as the measure itself.
@@ -126,7 +146,7 @@ def measure(
             unseen_base = work.add(unseen_network, layers, ("unseen-base",))
         runs = work.run()
     found = tuple(_layer(network, group, depth, runs) for depth, group in enumerate(layers))
-    ranking = statistics.rank(found)
+    ranking, by_memorisation = statistics.rank(found), statistics.rank(found, statistics.memorisation_of)
     return Exposure(
         target=target.name,
         members_sha256=sets.members_sha256,
@@ -144,7 +164,8 @@ def measure(
         unseen_base=unseen_base,
         layers=found,
         ranking=ranking,
-        findings=statistics.describe(found, ranking),
+        memorisation_ranking=by_memorisation,
+        findings=statistics.describe(found, ranking, by_memorisation),
         warnings=(*sets.warnings, *unseen.warnings, *_warnings(base, runs, repeats)),
         runs=runs,
         seconds=sum(run.seconds for run in runs),
@@ -236,7 +257,10 @@ class _Work:
     def add(self, network: Network, groups: Sequence[Group], variants: Sequence[Variant]) -> Reading:
         """Plan the fine-tunings of a model's layers, and read the model as it is."""
         units = tuple(
-            _Unit(variant, repeat, fit) for variant in variants for repeat in range(self._repeats) for fit in _FITS
+            _Unit(variant, repeat, fit)
+            for variant in variants
+            for repeat in range(self._repeats)
+            for fit in (*_FITS, "half")
         )
         self._jobs += [(network, group, units) for group in groups]
         return read_whole(network, self._samples, self._settings)
@@ -263,9 +287,11 @@ class _Work:
         return cut, Activations(cut, self._samples, self._settings, folder=self._folder, bound_bytes=self._cache_bytes)
 
     def _tune(self, network: Network, cut: Cut, activations: Activations, unit: _Unit) -> Run:
-        is_anew = unit.variant == "reinitialised"
         total = sum(len(units) for _, _, units in self._jobs) * self._settings.epochs
-        what = f"{cut.group.name}, {unit.variant}, repeat {unit.repeat + 1} of {self._repeats}, M_{unit.fit}"
+        what = f"{cut.group.name}, {unit.variant}, repeat {unit.repeat + 1} of {self._repeats}, {_WHAT[unit.fit]}"
+        own = self._drawn(network, cut.group, unit.repeat, _REINITIALISED if unit.variant == "reinitialised" else None)
+        replaced = own if unit.fit == "half" else None
+        start = own if replaced is None else self._drawn(network, cut.group, unit.repeat, _REPLACEMENT)
 
         def on_epoch(epoch: int) -> None:
             self._n_done += 1
@@ -276,13 +302,19 @@ class _Work:
             cut,
             activations,
             self._samples,
-            initial_tensors(network, cut.group, seed=[self._settings.seed, unit.repeat, 2] if is_anew else None),
+            start,
             self._settings,
             variant=unit.variant,
             repeat=unit.repeat,
             fit=unit.fit,
             on_epoch=on_epoch,
+            replaced=replaced,
         )
+
+    def _drawn(self, network: Network, group: Group, repeat: int, draw: int | None) -> dict[str, Tensor]:
+        """A layer's parameters and buffers as they are, or drawn anew."""
+        seed = None if draw is None else [self._settings.seed, repeat, draw]
+        return initial_tensors(network, group, seed=seed)
 
     def _key(self, network: Network, group: Group, unit: _Unit) -> str:
         """Of all that a fine-tuning depends on, apart from the number of threads and the machine."""
@@ -331,6 +363,21 @@ def _layer(network: Network, group: Group, depth: int, runs: Sequence[Run]) -> L
         equal_steps=statistics.compare([run.readings[-1] for run in p], steps, undefined=_undefined([*p, *r])),
         reinitialised=_comparison_if_done(own, "reinitialised"),
         unseen_base=_comparison_if_done(own, "unseen-base"),
+        memorisation=Memorisation(
+            measured=_memorisation(own, "target"),
+            reinitialised=_memorisation_if_done(own, "reinitialised"),
+            unseen_base=_memorisation_if_done(own, "unseen-base"),
+        ),
+    )
+
+
+def _memorisation_if_done(runs: Sequence[Run], variant: Variant) -> Interval | None:
+    return _memorisation(runs, variant) if any(run.variant == variant for run in runs) else None
+
+
+def _memorisation(runs: Sequence[Run], variant: Variant) -> Interval:
+    return statistics.memorisation(
+        [run.held_out for run in runs if run.variant == variant and run.held_out is not None]
     )
 
 
@@ -339,7 +386,7 @@ def _comparison_if_done(runs: Sequence[Run], variant: Variant) -> Comparison | N
 
 
 def _comparison(runs: Sequence[Run], variant: Variant, at: int = -1) -> Comparison:
-    of_variant = [run for run in runs if run.variant == variant]
+    of_variant = [run for run in runs if run.variant == variant and run.fit in _FITS]
     p, r = ([run.readings[at] for run in of_variant if run.fit == fit] for fit in _FITS)
     return statistics.compare(p, r, undefined=_undefined(of_variant))
 
@@ -349,7 +396,7 @@ def _undefined(runs: Sequence[Run]) -> str | None:
 
 
 def _warnings(base: Reading, runs: Sequence[Run], repeats: int) -> Iterator[str]:
-    own = [run for run in runs if run.variant == "target"]
+    own = [run for run in runs if run.variant == "target" and run.fit in _FITS]
     if base.epsilon <= 1.96 * base.loss_error:
         yield f"the target's own gap {base.epsilon:.2g} cannot be told from 0: it shows no memory of its members"
     learnt = {

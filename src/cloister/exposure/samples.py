@@ -14,6 +14,8 @@ from cloister.target import Pair, Target
 
 __all__ = ["Sets", "choose_sets", "hash_pair", "image_hashes"]
 
+#: Two of each for each half.
+_FEWEST = 4
 _Indices = npt.NDArray[np.int64]
 
 
@@ -66,7 +68,7 @@ def choose_sets(target: Target, *, n_samples: int | None, seed: int) -> Sets:
 
     Args:
         target: with members and non-members.
-        n_samples: size of each, at least 2; as many as there are of both, if None.
+        n_samples: size of each, at least 4; as many as there are of both, if None.
         seed: of the choice.
 
     Raises:
@@ -75,9 +77,10 @@ def choose_sets(target: Target, *, n_samples: int | None, seed: int) -> Sets:
     members, nonmembers = _both(target)
     others, warnings = _without_members(target.name, members, nonmembers)
     n = min(len(members[1]), len(others)) if n_samples is None else n_samples
-    if n < 2 or n > min(len(members[1]), len(others)):
+    if n < _FEWEST or n > min(len(members[1]), len(others)):
         raise DataError(
-            f"target `{target.name}`: expected at least {max(2, n_samples or 2)} members and as many non-members, "
+            f"target `{target.name}`: "
+            f"expected at least {max(_FEWEST, n_samples or 0)} members and as many non-members, "
             f"but got {len(members[1])} and {len(others)}"
         )
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from cloister.exposure.document import Comparison, Interval, LayerExposure, Ranking, Ratio, Reading
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["compare", "describe", "interval", "rank", "ratio"]
+from cloister.exposure.document import Comparison, Interval, LayerExposure, Ranking, Ratio, Reading, Separation
+
+__all__ = [
+    "compare",
+    "describe",
+    "exposure_of",
+    "interval",
+    "memorisation",
+    "memorisation_of",
+    "rank",
+    "ratio",
+    "separation",
+]
+
+_Floats = npt.NDArray[np.float64]
 
 _NORMAL_95 = 1.96
 #: From this rank correlation on, the number of parameters is said to explain a ranking.
@@ -26,6 +41,39 @@ def interval(values: Sequence[float]) -> Interval:
 
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean=mean, low=mean - half, high=mean + half)
+
+
+def separation(members: _Floats, nonmembers: _Floats) -> Separation:
+    """How far members lie above non-members: 2 AUC - 1, ties counted half, with its standard error.
+
+    Args:
+        members: (n,) a score of each, at least two.
+        nonmembers: (m,) likewise.
+
+    Reference:
+        DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated ROC curves, 1988.
+    """
+    from scipy.stats import rankdata
+
+    n, m = len(members), len(nonmembers)
+    ranks = rankdata(np.concatenate([members, nonmembers]))
+    # The share of the other side below each member, and above each non-member.
+    below = (ranks[:n] - rankdata(members)) / m
+    above = 1 - (ranks[n:] - rankdata(nonmembers)) / n
+    error = 2 * math.sqrt(below.var(ddof=1) / n + above.var(ddof=1) / m)
+    return Separation(value=float(2 * below.mean() - 1), error=error)
+
+
+def memorisation(found: Sequence[Separation]) -> Interval:
+    """Mean and 95 % interval of what was found in each repeat.
+
+    The interval adds the variance of the mean over the repeats (Student's t) and that of finitely many samples, which
+    does not shrink with the repeats, since they share their samples.
+    """
+    of_repeats = interval([one.value for one in found])
+    of_samples = _NORMAL_95 * math.sqrt(statistics.fmean(one.error**2 for one in found))
+    half = math.hypot(0.0 if of_repeats.high is None else of_repeats.high - of_repeats.mean, of_samples)
+    return Interval(mean=of_repeats.mean, low=max(of_repeats.mean - half, -1.0), high=min(of_repeats.mean + half, 1.0))
 
 
 def compare(p: Sequence[Reading], r: Sequence[Reading], *, undefined: str | None = None) -> Comparison:
@@ -61,9 +109,19 @@ def _undefined(p: Interval, lowest: float, error: float) -> str | None:
     return f"M_p's gap is {lowest:.2g} in one repeat" if lowest <= 0 else None
 
 
-def rank(layers: Sequence[LayerExposure]) -> Ranking:
-    """Order layers by exposure, and correlate the order with their size and depth."""
-    known = [(layer, found.mean) for layer in layers if (found := layer.measured.by_loss.exposure)]
+def exposure_of(layer: LayerExposure) -> Interval | None:
+    """The paper's measure, by loss."""
+    return layer.measured.by_loss.exposure
+
+
+def memorisation_of(layer: LayerExposure) -> Interval:
+    """The measure that the controls do not score."""
+    return layer.memorisation.measured
+
+
+def rank(layers: Sequence[LayerExposure], value: Callable[[LayerExposure], Interval | None] = exposure_of) -> Ranking:
+    """Order layers by a measure, and correlate the order with their size and depth."""
+    known = [(layer, found.mean) for layer in layers if (found := value(layer))]
     values = [value for _, value in known]
     with_parameters = _spearman(values, [layer.n_parameters for layer, _ in known])
     with_depth = _spearman(values, [layer.depth for layer, _ in known])
@@ -86,9 +144,12 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.spearmanr(a, b).statistic)
 
 
-def describe(layers: Sequence[LayerExposure], ranking: Ranking) -> tuple[str, ...]:
-    """What the ranking and the controls say, in sentences."""
-    return (*_on_capacity(ranking), *_on_reinitialised(layers), *_on_unseen(layers))
+def describe(
+    layers: Sequence[LayerExposure], ranking: Ranking, memorisation_ranking: Ranking | None = None
+) -> tuple[str, ...]:
+    """What the rankings and the controls say, in sentences."""
+    about_memorisation = () if memorisation_ranking is None else _on_memorisation(layers, memorisation_ranking)
+    return (*_on_capacity(ranking), *_on_reinitialised(layers), *_on_unseen(layers), *about_memorisation)
 
 
 def _on_capacity(ranking: Ranking) -> Iterable[str]:
@@ -131,6 +192,21 @@ def _on_unseen(layers: Sequence[LayerExposure]) -> Iterable[str]:
         yield f"a high value is no sign of memory: {numbers}"
     else:
         yield f"the target scores above a base that never saw the members: {numbers}"
+
+
+def _on_memorisation(layers: Sequence[LayerExposure], ranking: Ranking) -> Iterable[str]:
+    def count(found: Sequence[Interval | None]) -> str | None:
+        known = [one for one in found if one is not None]
+        return f"{sum((one.low or 0) > 0 for one in known)} of {len(known)}" if known else None
+
+    yield (
+        f"memorisation lies above 0 in {count([layer.memorisation.measured for layer in layers])} layers; "
+        f"highest in `{ranking.layers[0]}`"
+    )
+    if anew := count([layer.memorisation.reinitialised for layer in layers]):
+        yield f"memorisation lies above 0 in {anew} layers with weights drawn anew; 0 are expected"
+    if unseen := count([layer.memorisation.unseen_base for layer in layers]):
+        yield f"memorisation lies above 0 in {unseen} layers of a base that never saw the members; 0 are expected"
 
 
 def _mean(comparison: Comparison) -> float | None:

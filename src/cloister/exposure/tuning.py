@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from cloister.errors import DataError, TargetError, UnsupportedModel, UserError
 from cloister.exposure.cut import Crossing, Cut
-from cloister.exposure.document import Fit, Reading, Run, Variant
+from cloister.exposure.document import Fit, Reading, Run, Separation, Variant
 from cloister.exposure.network import Group, Network
+from cloister.exposure.statistics import separation
 from cloister.units import format_bytes
 
 __all__ = [
@@ -37,7 +38,10 @@ __all__ = [
 
 #: Images at a time where nothing is learnt.
 _EVALUATION_BATCH = 256
+#: Part of the seed of a fit's orders.
+_ORDERS: dict[Fit, int] = {"p": 0, "r": 1, "half": 2}
 _Indices = npt.NDArray[np.int64]
+_Floats = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,9 +83,21 @@ class Samples:
     labels: Tensor
     n_members: int
 
-    def trained_on(self, fit: Fit) -> _Indices:
+    def trained_on(self, fit: Fit, *, seed: int, repeat: int) -> _Indices:
         """Indices of what a fine-tuning sees."""
+        if fit == "half":
+            return np.concatenate(self._halves(seed, repeat, 0))
         return np.arange(self.n_members if fit == "p" else len(self.labels))
+
+    def held_out(self, *, seed: int, repeat: int) -> list[_Indices]:
+        """Members and non-members that the fit `half` does not see."""
+        return self._halves(seed, repeat, 1)
+
+    def _halves(self, seed: int, repeat: int, which: int) -> list[_Indices]:
+        """A half of S and a half of T, at random for each repeat; the first has the odd one."""
+        rng = np.random.default_rng(np.random.SeedSequence([seed, repeat, 3]))
+        s, t = np.arange(self.n_members), np.arange(self.n_members, len(self.labels))
+        return [np.array_split(rng.permutation(part), 2)[which] for part in (s, t)]
 
 
 class Activations:
@@ -190,6 +206,7 @@ def fine_tune(
     repeat: int,
     fit: Fit,
     on_epoch: Callable[[int], None],
+    replaced: dict[str, Tensor] | None = None,
 ) -> Run:
     """Fine-tune one layer, and read loss and accuracy on S and T on the way.
 
@@ -201,8 +218,9 @@ def fine_tune(
         settings: how.
         variant: of which model it is, for the result.
         repeat: counted from 0; each has orders of its own.
-        fit: on S, or on S and T.
+        fit: on S, on S and T, or on a half of both.
         on_epoch: told the number of each epoch that is done.
+        replaced: for fit `half`, the layer's parameters and buffers that these take the place of.
 
     Raises:
         UserError: the loss is not finite.
@@ -210,13 +228,13 @@ def fine_tune(
     began = time.perf_counter()
     tuning = _Tuning(cut, activations, samples, start, settings)
     at = set(reading_epochs(settings.epochs))
-    seen = samples.trained_on(fit)
+    seen = samples.trained_on(fit, seed=settings.seed, repeat=repeat)
     n_steps = math.ceil(len(seen) / settings.batch_size)
     n_steps_of_p = settings.epochs * math.ceil(samples.n_members / settings.batch_size)
     before = [tensor.detach().clone() for tensor in tuning.parameters]
     readings, equal_steps = [tuning.read(0)], None
     for epoch in range(1, settings.epochs + 1):
-        entropy = [settings.seed, repeat, int(fit == "r"), epoch]
+        entropy = [settings.seed, repeat, _ORDERS[fit], epoch]
         order = np.random.default_rng(np.random.SeedSequence(entropy)).permutation(seen)
         for step, batch in enumerate(np.array_split(order, n_steps), start=(epoch - 1) * n_steps + 1):
             tuning.step(batch)
@@ -234,7 +252,15 @@ def fine_tune(
         equal_steps=(equal_steps or readings[-1]) if fit == "r" else None,
         has_gradient=any(not torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True)),
         seconds=time.perf_counter() - began,
+        held_out=None if replaced is None else _separation(tuning, replaced, repeat),
     )
+
+
+def _separation(tuning: _Tuning, replaced: dict[str, Tensor], repeat: int) -> Separation:
+    """How far held-out members lie above held-out non-members in what their loss gains by the replacement."""
+    gained = tuning.losses() - tuning.losses(replaced)
+    members, nonmembers = tuning.samples.held_out(seed=tuning.settings.seed, repeat=repeat)
+    return separation(gained[members], gained[nonmembers])
 
 
 class _Tuning:
@@ -243,7 +269,7 @@ class _Tuning:
     def __init__(
         self, cut: Cut, activations: Activations, samples: Samples, start: dict[str, Tensor], settings: Settings
     ) -> None:
-        self._cut, self._activations, self._samples, self._settings = cut, activations, samples, settings
+        self._cut, self._activations, self.samples, self.settings = cut, activations, samples, settings
         self.parameters = [start[name].requires_grad_() for name in cut.group.parameters]
         self._tensors = [*self.parameters, *(start[name] for name in cut.group.buffers)]
         self._optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
@@ -251,9 +277,9 @@ class _Tuning:
     def step(self, batch: _Indices) -> None:
         """Learn from one batch; without a gradient, do nothing."""
         values = self._activations.take(batch)
-        with self._settings.arithmetic():
+        with self.settings.arithmetic():
             logits = self._cut.training(len(batch), *values, *self._tensors)
-        loss = functional.cross_entropy(logits.float(), self._samples.labels[torch.from_numpy(batch)])
+        loss = functional.cross_entropy(logits.float(), self.samples.labels[torch.from_numpy(batch)])
         if loss.requires_grad:
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -261,13 +287,20 @@ class _Tuning:
 
     def read(self, epoch: int) -> Reading:
         """Loss and accuracy on S and T."""
+        return _reading(self._logits(self._tensors), self.samples, epoch)
+
+    def losses(self, tensors: dict[str, Tensor] | None = None) -> _Floats:
+        """The loss of each image of S and T, in nats; with other parameters and buffers if they are given."""
+        return _losses(self._logits(self._tensors if tensors is None else list(tensors.values())), self.samples)
+
+    def _logits(self, tensors: list[Tensor]) -> Tensor:
         parts = []
-        with torch.no_grad(), self._settings.arithmetic():
-            for part in _parts(len(self._samples.labels)):
+        with torch.no_grad(), self.settings.arithmetic():
+            for part in _parts(len(self.samples.labels)):
                 values = self._activations.take(part)
-                n_images = min(part.stop, len(self._samples.labels)) - part.start
-                parts.append(self._cut.evaluation(n_images, *values, *self._tensors).float())
-        return _reading(torch.cat(parts), self._samples, epoch)
+                n_images = min(part.stop, len(self.samples.labels)) - part.start
+                parts.append(self._cut.evaluation(n_images, *values, *tensors).float())
+        return torch.cat(parts)
 
 
 def _parts(n: int) -> Iterator[slice]:
@@ -313,8 +346,13 @@ def _check_classes(logits: Tensor, labels: Tensor) -> None:
         )
 
 
+def _losses(logits: Tensor, samples: Samples) -> _Floats:
+    losses: _Floats = functional.cross_entropy(logits, samples.labels, reduction="none").double().numpy()
+    return losses
+
+
 def _reading(logits: Tensor, samples: Samples, epoch: int) -> Reading:
-    losses = functional.cross_entropy(logits, samples.labels, reduction="none").double().numpy()
+    losses = _losses(logits, samples)
     right = (logits.argmax(1) == samples.labels).double().numpy()
     n = samples.n_members
     return Reading(
@@ -328,7 +366,7 @@ def _reading(logits: Tensor, samples: Samples, epoch: int) -> Reading:
     )
 
 
-def _error_of_difference(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+def _error_of_difference(a: _Floats, b: _Floats) -> float:
     """Standard error of the difference of two means."""
     return math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
 

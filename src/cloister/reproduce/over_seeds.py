@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloister.exposure.document import Comparison, Exposure, LayerExposure, Point, Ratio
+from cloister.exposure.document import Comparison, Exposure, Interval, LayerExposure, Memorisation, Point, Ratio
 from cloister.exposure.statistics import interval
 
 __all__ = ["layers_over_seeds"]
@@ -31,7 +31,21 @@ def _layer(layers: Sequence[LayerExposure]) -> LayerExposure:
         equal_steps=_comparison([layer.equal_steps for layer in layers]),
         reinitialised=_if_done([layer.reinitialised for layer in layers]),
         unseen_base=_if_done([layer.unseen_base for layer in layers]),
+        memorisation=_memorisation([layer.memorisation for layer in layers]),
     )
+
+
+def _memorisation(found: Sequence[Memorisation]) -> Memorisation:
+    return Memorisation(
+        measured=interval([one.measured.mean for one in found]),
+        reinitialised=_interval_if_done([one.reinitialised for one in found]),
+        unseen_base=_interval_if_done([one.unseen_base for one in found]),
+    )
+
+
+def _interval_if_done(found: Sequence[Interval | None]) -> Interval | None:
+    done = [one.mean for one in found if one is not None]
+    return interval(done) if done else None
 
 
 def _point(points: Sequence[Point]) -> Point:
