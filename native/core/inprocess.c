@@ -2,6 +2,7 @@
 #include "inprocess.h"
 
 #include "bytes.h"
+#include "kernels/float32.h"
 #include "kernels/int8.h"
 #include "kernels/sets.h"
 #include "machine.h"
@@ -60,9 +61,11 @@ int32_t cl_core_open(void *memory, uint64_t memory_bytes,
     return CL_OK;
 }
 
-const char *cl_core_kernel(uint32_t sets)
+const char *cl_core_kernel(uint32_t bits, uint32_t sets)
 {
-    return cl_kernel_at(0, sets & cl_sets_permit())->name;
+    sets &= cl_sets_permit();
+    return bits == 8 ? cl_kernel_at(0, sets)->name
+                     : cl_kernel_f32_at(0, sets)->name;
 }
 
 int32_t cl_core_run(void *memory, uint32_t stage, uint32_t n_images,

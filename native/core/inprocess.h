@@ -26,8 +26,9 @@ CL_EXPORT int32_t cl_core_open(void *memory, uint64_t memory_bytes,
                                const uint8_t *constants,
                                uint64_t constants_bytes, uint32_t sets);
 
-/* Returns: the name of the best int8 kernel that needs no other sets. */
-CL_EXPORT const char *cl_core_kernel(uint32_t sets);
+/* Returns: the name of the best kernel that needs no other sets.
+ * In: bits: 8 or 32. */
+CL_EXPORT const char *cl_core_kernel(uint32_t bits, uint32_t sets);
 
 /* Run a stage. One call at a time for one memory.
  * Out: out: out_bytes, exactly n_images times the stage's output payload.

@@ -28,6 +28,8 @@ def ask(monkeypatch, wanted):
 def test_plain_is_everywhere_and_the_best_is_the_default():
     assert here()[-1] == "plain"
     assert best_set() == best_set(allowed_sets()) == here()[0]
+    assert best_set(0, bits=32) == "plain"
+    assert best_set(bits=32) == next(name for name in here() if name in ("avx512", "avx2", "neon", "plain"))
 
 
 @pytest.mark.parametrize("budget", [None, 8000])

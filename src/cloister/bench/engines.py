@@ -336,7 +336,7 @@ class OwnEngine(Engine):
     @property
     def version(self) -> str:
         """See `Engine.version`."""
-        return f"cloister {cloister.__version__}, {best_set(allowed_sets())}"
+        return f"cloister {cloister.__version__}, {best_set(allowed_sets(), bits=self.bits)}"
 
     def prepare(self, case: Case, batch: int, stack: contextlib.ExitStack) -> Prepared:
         """See `Engine.prepare`.

@@ -207,7 +207,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     data, size = ctypes.c_void_p, ctypes.c_uint64
     library.cl_core_need.argtypes = [data, size, ctypes.POINTER(size)]
     library.cl_core_open.argtypes = [data, size, data, size, data, size, ctypes.c_uint32]
-    library.cl_core_kernel.argtypes = [ctypes.c_uint32]
+    library.cl_core_kernel.argtypes = [ctypes.c_uint32, ctypes.c_uint32]
     library.cl_core_kernel.restype = ctypes.c_char_p
     library.cl_core_run.argtypes = [data, ctypes.c_uint32, ctypes.c_uint32, data, size, data, size]
     library.cl_core_status_text.argtypes = [ctypes.c_int32]

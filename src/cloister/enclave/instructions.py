@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from typing import Literal
 
 from cloister.enclave.core import load_library
 from cloister.errors import EnclaveUnavailable, UserError
@@ -20,11 +21,12 @@ _MARCHES = {"dot": "armv8.2-a+dotprod", "neon": "armv8-a"}
 _ALL = (1 << len(_NAMES)) - 1
 
 
-def best_set(sets: int = _ALL) -> str:
+def best_set(sets: int = _ALL, *, bits: Literal[8, 32] = 8) -> str:
     """The best kernels that this machine has.
 
     Args:
         sets: as `allowed_sets` gives them.
+        bits: 8 for those of int8, 32 for those of float32.
 
     Returns:
         `amx`, `avx512`, `avxvnni`, `avx2`, `dot`, `neon` or `plain`.
@@ -32,7 +34,7 @@ def best_set(sets: int = _ALL) -> str:
     Raises:
         EnclaveUnavailable: the interpreter's library is missing.
     """
-    name: bytes = load_library().cl_core_kernel(sets)
+    name: bytes = load_library().cl_core_kernel(bits, sets)
     return name.decode()
 
 
