@@ -56,6 +56,7 @@ def test_what_runs_on_a_device_needs_no_torch(folder):
 
 def test_imports_go_one_way():
     forbidden = {
+        "attacks": ("cloister.cli", "cloister.reproduce"),
         "compile": ("cloister.cli", "cloister.demo", "cloister.protection", "cloister.enclave", "cloister.bundle"),
         "planning": ("cloister.cli", "cloister.protection", "cloister.enclave", "cloister.bundle", "cloister.compile"),
         "bundle": ("cloister.cli", "cloister.protection"),
