@@ -20,8 +20,8 @@ from cloister.bundle.manifest import Manifest, Part, SliceEntry, Step, TensorInf
 from cloister.compile import ir
 from cloister.compile.capture import Captured, capture
 from cloister.compile.lower import lower
-from cloister.compile.program import Program, build_inside, build_outside, constants, smallest_budget
-from cloister.compile.stages import WorldStage, refuse_foreign, split
+from cloister.compile.program import Program, Stage, build_inside, build_outside, constants, smallest_budget
+from cloister.compile.stages import World, WorldStage, refuse_foreign, split
 from cloister.compile.torch_stage import export_stage
 from cloister.enclave.core import OutsideProgram
 from cloister.errors import BundleError, DataError, PlanError, UnsupportedModel, UserError
@@ -35,7 +35,7 @@ from cloister.units import format_bytes
 if TYPE_CHECKING:
     from cloister.target import Target
 
-__all__ = ["Lowered", "Protected", "lower_target", "protect", "protect_lowered"]
+__all__ = ["Lowered", "Placed", "Protected", "lower_target", "place", "protect", "protect_lowered"]
 
 #: Images that the scales of int8 activations are taken from.
 N_CALIBRATION = 256
@@ -60,6 +60,61 @@ class Lowered:
     captured: Captured
     bits: Literal[8, 32]
     seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A lowered target with every layer in its world.
+
+    Attributes:
+        lowered: the target.
+        reasons: why each inside layer is inside, by name.
+        stages: in the order of running.
+    """
+
+    lowered: Lowered
+    reasons: dict[str, str]
+    stages: tuple[WorldStage, ...]
+
+    def stages_in(self, world: World) -> list[Stage]:
+        """The stages of one world."""
+        return [s.stage for s in self.stages if s.world == world]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The stages as a bundle tells of them."""
+        counts = {"inside": 0, "outside": 0, "torch": 0}
+        steps = []
+        for s in self.stages:
+            step = Step(
+                world=s.world,
+                index=counts[s.world],
+                inputs=s.stage.inputs,
+                outputs=s.stage.outputs,
+                layers=s.layers,
+            )
+            steps.append(step)
+            counts[s.world] += 1
+        return tuple(steps)
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The model's input and output, and all that enters or leaves a stage."""
+        graph = self.lowered.graph
+        names = [graph.input, *(n for s in self.stages for n in (*s.stage.inputs, *s.stage.outputs)), graph.output]
+        return tuple(_tensor_info(graph.tensors[name]) for name in dict.fromkeys(names))
+
+    def outside_parts(self) -> list[tuple[str, bytes]]:
+        """(kind, bytes) of everything in the clear."""
+        parts = []
+        if outer := self.stages_in("outside"):
+            program = build_outside(self.lowered.graph, outer)
+            parts += [("program", program.data), ("constants", constants(program))]
+        dynamic = self.lowered.captured.dynamic_batch
+        for stage in self.stages_in("torch"):
+            data = export_stage(self.lowered.module, self.lowered.graph, stage, dynamic_batch=dynamic)
+            parts.append(("torch", data))
+        return parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,11 +244,8 @@ def protect_lowered(
     check_output(path, force=force)
     check_devices(devices)
     graph = lowered.graph
-    reasons = select_layers(list(graph.layers()), inside, lowered.captured.aliases)
-    _refuse_foreign(graph, reasons)
-    _refuse_shared_weights(graph, reasons)
-    stages = split(graph, reasons)
-    inner = [s.stage for s in stages if s.world == "inside"]
+    placed = place(lowered, inside)
+    inner = placed.stages_in("inside")
     call_bytes = profile.shared_bytes if profile else None
     program, smallest = None, 0
     if inner:
@@ -209,11 +261,11 @@ def protect_lowered(
         smallest_budget_bytes=smallest,
         seed=lowered.seed,
         board=_board_plan(profile),
-        layers=tuple(_layer_plan(layer, reasons, program) for layer in layer_table(graph)),
+        layers=tuple(_layer_plan(layer, placed.reasons, program) for layer in layer_table(graph)),
     )
-    parts = _outside_parts(lowered, stages)
+    parts = placed.outside_parts()
     _check_parts(parts)
-    manifest = _manifest(lowered, stages, plan, program, parts, suite)
+    manifest = _manifest(placed, plan, program, parts, suite)
     write_bundle(
         path,
         manifest=manifest,
@@ -224,6 +276,24 @@ def protect_lowered(
         force=force,
     )
     return Protected(path=path, manifest=manifest)
+
+
+def place(lowered: Lowered, inside: str) -> Placed:
+    """Put every layer into its world.
+
+    Args:
+        lowered: the target.
+        inside: see `protect`.
+
+    Raises:
+        PlanError: no such layers, or inside layers that share parameters with outside ones.
+        UnsupportedModel: an operation of the inside cannot run there.
+    """
+    graph = lowered.graph
+    reasons = select_layers(list(graph.layers()), inside, lowered.captured.aliases)
+    _refuse_foreign(graph, reasons)
+    _refuse_shared_weights(graph, reasons)
+    return Placed(lowered=lowered, reasons=reasons, stages=tuple(split(graph, reasons)))
 
 
 def _board_budget(budget_bytes: int | None, board: Board | None) -> int | None:
@@ -362,20 +432,6 @@ def _slicing_reason(layer: Layer, slices: Sequence[object], resident: int) -> st
     return f"{cut}, " + ("stays inside" if resident >= layer.weight_bytes else f"{format_bytes(resident)} stay inside")
 
 
-def _outside_parts(lowered: Lowered, stages: Sequence[WorldStage]) -> list[tuple[str, bytes]]:
-    """(kind, bytes) of everything in the clear."""
-    parts = []
-    outer = [s.stage for s in stages if s.world == "outside"]
-    if outer:
-        program = build_outside(lowered.graph, outer)
-        parts += [("program", program.data), ("constants", constants(program))]
-    for s in stages:
-        if s.world == "torch":
-            dynamic = lowered.captured.dynamic_batch
-            parts.append(("torch", export_stage(lowered.module, lowered.graph, s.stage, dynamic_batch=dynamic)))
-    return parts
-
-
 def _check_parts(parts: Sequence[tuple[str, bytes]]) -> None:
     """Open the outside parts as a session does, so that no bundle is written that could not be loaded."""
     data = dict(parts)
@@ -394,36 +450,20 @@ def _check_parts(parts: Sequence[tuple[str, bytes]]) -> None:
 
 
 def _manifest(
-    lowered: Lowered,
-    stages: Sequence[WorldStage],
+    placed: Placed,
     plan: Plan,
     program: Program | None,
     parts: Sequence[tuple[str, bytes]],
     suite: Suite,
 ) -> Manifest:
-    graph = lowered.graph
-    counts = {"inside": 0, "outside": 0, "torch": 0}
-    steps = []
-    for s in stages:
-        steps.append(
-            Step(
-                world=s.world,
-                index=counts[s.world],
-                inputs=s.stage.inputs,
-                outputs=s.stage.outputs,
-                layers=s.layers,
-            )
-        )
-        counts[s.world] += 1
-    crossing = dict.fromkeys([graph.input, *(n for s in steps for n in (*s.inputs, *s.outputs)), graph.output])
     return Manifest(
         cloister=__version__,
-        model=lowered.name,
+        model=placed.lowered.name,
         suite=suite,
-        input=graph.input,
-        output=graph.output,
-        tensors=tuple(_tensor_info(graph.tensors[name]) for name in crossing),
-        steps=tuple(steps),
+        input=placed.lowered.graph.input,
+        output=placed.lowered.graph.output,
+        tensors=placed.tensors,
+        steps=placed.steps,
         plan=plan,
         parts=_part_table(parts),
         slices=tuple(

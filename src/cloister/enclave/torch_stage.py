@@ -47,6 +47,9 @@ class TorchStage:
         data: a `.pt2` file's bytes.
         what: which part it is, for messages.
 
+    Attributes:
+        module: the program as a module: tensors (N, *shape) to a tensor or a tuple of them.
+
     Raises:
         BundleError: it is no exported program, or has something in it that could run code of its own.
     """
@@ -58,7 +61,7 @@ class TorchStage:
             with tensors_only():
                 program = torch.export.load(io.BytesIO(data))
             self._batch = _fixed_batch(program)
-            self._module = program.module()
+            self.module = program.module()
         except BundleError as error:
             raise BundleError(f"{what}: {error}", error.hint) from error
         except Exception as error:  # torch raises nearly anything for a file that is not as it expects
@@ -89,7 +92,7 @@ class TorchStage:
         tensors = [torch.from_numpy(np.ascontiguousarray(value[rows])) for value in inputs]
         try:
             with torch.inference_mode():
-                outputs = self._module(*tensors)
+                outputs = self.module(*tensors)
         except Exception as error:  # whatever the program raises for its inputs
             raise BundleError(f"{self._what} does not run: {error}") from error
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
