@@ -30,7 +30,16 @@ from cloister.outputs import check_output
 from cloister.progress import Progress
 from cloister.target import Target
 
-__all__ = ["Precision", "TrainResult", "choose_precision", "evaluate", "limited_threads", "train", "train_again"]
+__all__ = [
+    "Precision",
+    "TrainResult",
+    "choose_precision",
+    "evaluate",
+    "hash_weights",
+    "limited_threads",
+    "train",
+    "train_again",
+]
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -106,11 +115,12 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True):
 class _Run:
     """Model, optimizer and schedule between two epochs."""
 
-    def __init__(self, model: nn.Module, settings: _Settings) -> None:
+    def __init__(self, model: nn.Module, settings: _Settings, device: torch.device) -> None:
         layout = torch.channels_last if settings.precision == "bfloat16" else torch.contiguous_format
         self.settings = settings
         self.layout = layout
-        self.model = copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
+        self.device = device
+        self.model = copy.deepcopy(model).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -123,7 +133,8 @@ class _Run:
     def step(self, images: Tensor, labels: Tensor) -> float:
         """Learn from one batch and return its loss."""
         is_bf16 = self.settings.precision == "bfloat16"
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+        images, labels = images.to(self.device), labels.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
             logits = self.model(images.contiguous(memory_format=self.layout))
         loss = functional.cross_entropy(logits.float(), labels)
         self.optimizer.zero_grad()
@@ -216,7 +227,7 @@ def train(
     members, _ = split(dataset.n_train, n_members=n_members, seed=seed)
     settings = _Settings(
         model=target.name,
-        initial_sha256=_hash_weights(model),
+        initial_sha256=hash_weights(model),
         data=dataset.name,
         data_sha256=dataset.sha256,
         n_members=n_members,
@@ -228,7 +239,7 @@ def train(
     )
     resume = out.with_name(f"{out.name}.resume")
     with limited_threads(n_threads), torch.random.fork_rng(devices=[]):
-        run = _begin(model, settings, resume, force=force)
+        run = _begin(model, settings, resume, torch.device("cpu"), force=force)
         while run.n_epochs_done < epochs:
             _train_epoch(run, dataset, members, progress)
             run.save(resume)
@@ -257,6 +268,7 @@ def train_again(
     recipe: Checkpoint,
     *,
     resume: Path,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> nn.Module:
     """Train a model as another one was, on other images.
@@ -267,10 +279,11 @@ def train_again(
         labels: (N,) int64.
         recipe: whose epochs, learning rate, batch size, precision and seed to use.
         resume: where the state is kept after every epoch; removed at the end.
+        device: of PyTorch, to train on.
         progress: told after every step.
 
     Returns:
-        The trained model, in evaluation mode.
+        The trained model, in evaluation mode, on that device.
 
     Raises:
         UserError: a loss that is not finite.
@@ -279,7 +292,7 @@ def train_again(
     digest.update(np.ascontiguousarray(labels).data)
     settings = _Settings(
         model=recipe.model,
-        initial_sha256=_hash_weights(model),
+        initial_sha256=hash_weights(model),
         data=recipe.data,
         data_sha256=digest.hexdigest(),
         n_members=len(images),
@@ -289,8 +302,9 @@ def train_again(
         batch_size=recipe.batch_size,
         precision=recipe.precision,
     )
-    with torch.random.fork_rng(devices=[]):
-        run = _begin(model, settings, resume, force=True)
+    device = torch.device(device)
+    with _own_generators(device):
+        run = _begin(model, settings, resume, device, force=True)
         while run.n_epochs_done < settings.epochs:
             _train_epoch(run, _Pair(images, labels), np.arange(len(images)), progress)
             run.save(resume)
@@ -386,7 +400,8 @@ def choose_precision(precision: Precision) -> str:
     return "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
 
 
-def _hash_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
+    """Hash of names, types, shapes and values of a model's state, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
@@ -406,9 +421,19 @@ def limited_threads(n_threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begin(model: nn.Module, settings: _Settings, resume: Path, *, force: bool) -> _Run:
+@contextlib.contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Generators of PyTorch for a while, those of the processor and of a device; afterwards they are as before."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        if device.type != "cpu":
+            stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
+        yield
+
+
+def _begin(model: nn.Module, settings: _Settings, resume: Path, device: torch.device, *, force: bool) -> _Run:
     """A new run, or the one that was interrupted."""
-    run = _Run(model, settings)
+    run = _Run(model, settings, device)
     if not resume.exists():
         return run
     hint = f"delete `{resume}`, or use --force, to begin anew"
@@ -420,7 +445,7 @@ def _begin(model: nn.Module, settings: _Settings, resume: Path, *, force: bool) 
             run.restore(tensors, saved)
     except (TargetError, msgspec.DecodeError, ValueError, KeyError) as error:
         if force:
-            return _Run(model, settings)
+            return _Run(model, settings, device)
         raise UserError(f"cannot resume from `{resume}`: {error}", hint) from error
     if differing and not force:
         raise UserError(f"`{resume}` was begun with other settings: {'; '.join(differing)}", hint)
@@ -439,8 +464,8 @@ def _train_epoch(run: _Run, dataset: Dataset | _Pair, members: Indices, progress
     settings, epoch = run.settings, run.n_epochs_done
     began = time.perf_counter()
     seeds = np.random.SeedSequence([settings.seed, epoch])
-    # The caller has forked the global generator, which dropout draws from.
-    torch.default_generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    # The caller has forked the global generators, which dropout draws from.
+    _seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)), run.device)
     order = np.random.default_rng(seeds).permutation(members)
     n_steps = settings.n_steps_per_epoch
     losses = []
@@ -457,6 +482,12 @@ def _train_epoch(run: _Run, dataset: Dataset | _Pair, members: Indices, progress
         raise UserError(f"loss or weights are not finite in epoch {epoch + 1}", "lower the learning rate")
     run.n_epochs_done += 1
     run.seconds += time.perf_counter() - began
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _finish(run: _Run, dataset: Dataset, members: Indices, out: Path) -> TrainResult:

@@ -43,7 +43,7 @@ TIED = st.tuples(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(TIED)
 def test_values_are_scikit_learns_also_with_ties(case):
     scores, is_member = case
@@ -56,7 +56,7 @@ def test_values_are_scikit_learns_also_with_ties(case):
     assert metrics.judge(calls, is_member, **QUICK).value == pytest.approx(best, abs=1e-12)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(arrays(np.float64, 90, elements=st.integers(0, 12).map(float)), st.integers(0, 5))
 def test_true_positives_are_those_of_a_loop(scores, seed):
     is_member = np.random.default_rng(seed).permutation(90) < 45

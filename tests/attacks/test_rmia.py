@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.attacks import metrics, rmia, signals
 from cloister.errors import InputError, UserError
+from tests.attacks import controls
 
 
 def slow(p, reference_p, is_in, population_p, reference_population_p, *, a=None, gamma=1.0):
@@ -44,6 +45,7 @@ def test_scores_are_the_definitions(confidences, gamma):
     np.testing.assert_allclose(rmia.online(*confidences, gamma=gamma), slow(*confidences, gamma=gamma), atol=2 / 800)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_scores_are_the_definitions_to_the_bit_with_ties(seed):
     """Eighths, and two references, so that every mean is exact and many ratios are equal."""
@@ -66,11 +68,9 @@ def test_references_that_have_seen_a_sample_do_not_matter_offline(confidences):
 
 
 def test_attacks_work_and_shuffled_members_give_nothing(run, confidences):
-    rng = np.random.default_rng(0)
     for scores in (rmia.offline(*confidences), rmia.online(*confidences)):
         assert metrics.evaluate(scores, run.is_member, fprs=()).auc.low > 0.7
-        control = metrics.evaluate(scores, rng.permutation(run.is_member), fprs=()).auc
-        assert control.low < 0.5 < control.high
+        assert controls.holds_a_half(scores, run.is_member)
 
 
 def test_a_memorised_toy_is_found():

@@ -28,6 +28,7 @@ __all__ = [
     "Rate",
     "RateDifference",
     "Roc",
+    "area",
     "best_threshold",
     "clopper_pearson",
     "compare",
@@ -44,8 +45,6 @@ _RULE_OF_THREE = 3
 _CHUNK = 1 << 19
 _PERCENTILES = (2.5, 97.5)
 _ROC_POINTS = 100
-#: Rates are made by division: 3 / 30 may come out above 0.1.
-_ROUNDING = 1 + 1e-12
 
 #: From rates of true and false positives (R, T), R resamples at T thresholds, to R values.
 _Statistic = Callable[[Floats, Floats], Floats]
@@ -268,6 +267,12 @@ def decide(scores: npt.ArrayLike, is_member: npt.ArrayLike, *, seed: int = 0) ->
     return calls
 
 
+def area(scores: npt.ArrayLike, is_member: npt.ArrayLike) -> float:
+    """Area under the ROC curve alone, without an interval; a tie counts one half. Arguments as for `evaluate`."""
+    known, truth = _checked(scores, is_member)
+    return float(sklearn_metrics.roc_auc_score(truth, known))
+
+
 def best_threshold(scores: npt.ArrayLike, is_member: npt.ArrayLike) -> float:
     """The score from which on to call members, for the best balanced accuracy; the highest of equally good ones.
 
@@ -361,7 +366,7 @@ def _rate_at(fpr: float) -> _Statistic:
 
 def _last_within(fpr: float, rates: Floats) -> npt.NDArray[np.int64]:
     """Place of the last threshold of each row that keeps the rate."""
-    last: npt.NDArray[np.int64] = (rates <= fpr * _ROUNDING).sum(axis=1) - 1
+    last: npt.NDArray[np.int64] = (rates <= fpr).sum(axis=1) - 1
     return last
 
 
@@ -427,7 +432,7 @@ def _undefined(fpr: float, truth: Bools) -> str | None:
 def _roc(scores: Floats, truth: Bools) -> Roc:
     fpr, tpr, _ = sklearn_metrics.roc_curve(truth, scores, drop_intermediate=False)
     grid = np.geomspace(1 / int((~truth).sum()), 1, _ROC_POINTS)
-    at = np.searchsorted(fpr, grid * _ROUNDING, side="right") - 1
+    at = np.searchsorted(fpr, grid * (1 + 1e-12), side="right") - 1  # the grid is rounded
     return Roc(fpr=tuple(grid.tolist()), tpr=tuple(tpr[at].tolist()))
 
 

@@ -21,7 +21,7 @@ from cloister.progress import Named, Progress
 from cloister.target import Pair, Target
 from cloister.trainer import train_again
 
-__all__ = ["ControlBase", "control_base"]
+__all__ = ["ControlBase", "control_base", "drawn_anew"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _trained(target: Target, unseen: Pair, folder: Path, progress: Progress | No
     model, recipe = target.model, target.checkpoint
     assert isinstance(model, nn.Module)
     assert recipe is not None
-    fresh = _drawn_anew(model, recipe.seed)
+    fresh = drawn_anew(model, recipe.seed)
     path = folder / f"control-{_digest(fresh, recipe, unseen)}.safetensors"
     if path.exists():
         tensors, _ = read_tensors(path)
@@ -146,7 +146,7 @@ def _digest(fresh: nn.Module, recipe: Checkpoint, unseen: Pair) -> str:
     return digest.hexdigest()[:32]
 
 
-def _drawn_anew(model: nn.Module, seed: int) -> nn.Module:
+def drawn_anew(model: nn.Module, seed: int) -> nn.Module:
     """A copy with every parameter drawn anew, and batch norms without statistics."""
     fresh = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed_of([seed, 1]))
