@@ -1,6 +1,8 @@
 """References are trained in pairs on halves, kept on disk, and not trained again."""
 
 import dataclasses
+import fcntl
+import shutil
 
 import numpy as np
 import pytest
@@ -126,6 +128,40 @@ def test_an_interrupted_training_goes_on_with_the_same_bits(target, pool, popula
     for at in range(4):
         np.testing.assert_array_equal(resumed.logits(at), trained.logits(at))
     assert not list(tmp_path.glob("*.resume"))
+
+
+class Other:
+    """Another process that is at one reference, and finishes it when it is waited for."""
+
+    def __init__(self, done, folder):
+        self.done, self.path, self.texts = done, folder / done.name, []
+        self.lock = self.path.with_suffix(".lock").open("ab")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+    def update(self, done, total, text):
+        self.texts.append(text)
+        if "another process" in text:
+            shutil.copy(self.done, self.path)
+            self.lock.close()
+
+
+def test_processes_share_the_work(target, pool, population, trained, tmp_path):
+    other = Other(trained.files[1], tmp_path)
+    made = train_references(target, pool, n_models=4, folder=tmp_path, population=population, progress=other)
+    assert sum("epoch 30/30" in text for text in other.texts) == 3 * 2, "two steps in an epoch of three references"
+    assert other.texts[-1] == "reference 4 of 4 is trained by another process"
+    for at in range(4):
+        np.testing.assert_array_equal(made.logits(at), trained.logits(at))
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_another_choice_of_halves_is_not_what_is_there(target, pool, population, trained, folder, monkeypatch):
+    monkeypatch.setattr(references, "_halves", lambda n, n_models, seed: ~trained.is_in)
+    recipe = Checkpoint(**{field: getattr(RECIPE, field) for field in RECIPE.__struct_fields__} | {"n_epochs": 1})
+    arguments = {"n_models": 4, "folder": folder, "population": population, "recipe": recipe}
+    swapped = train_references(target, pool, **arguments)
+    monkeypatch.undo()
+    assert not set(train_references(target, pool, **arguments).files) & set(swapped.files)
 
 
 def test_a_damaged_file_is_made_anew(target, pool, tmp_path):

@@ -6,10 +6,12 @@ that saw it as such that did not. What each answers on pool and population is ke
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -133,6 +135,8 @@ def train_references(
 ) -> References:
     """Train reference models and keep what they answer; what is there from before is not trained again.
 
+    Processes that are given the same folder share the work: each trains what no other is at, and waits for the rest.
+
     Args:
         target: whom they stand for; it is not changed.
         pool: images and labels, half of which each is trained on, for example all of the target's.
@@ -170,16 +174,19 @@ def train_references(
     )
     is_in = _halves(len(pool[1]), n_models, seed)
     told = _Told(progress, n_models)
-    files = []
-    for at, chosen in enumerate(is_in):
-        own = seed_of([seed, at, 3])
-        files.append(work.one(make(own), chosen, own, told))
-        told.finished()
+    files: dict[int, Path] = {}
+    for wait in (False, True):
+        for at in sorted(set(range(n_models)) - set(files)):
+            own = seed_of([seed, at, 3])
+            path = work.one(make(own), is_in[at], own, told, wait=wait)
+            if path is not None:
+                files[at] = path
+                told.finished()
     return References(
         is_in=is_in,
         labels=work.pool[1],
         population_labels=None if population is None else population[1].astype(np.int64),
-        files=tuple(files),
+        files=tuple(files[at] for at in range(n_models)),
         release=release,
     )
 
@@ -253,12 +260,20 @@ class _Work:
     recipe: Checkpoint
     device: torch.device
 
-    def one(self, fresh: nn.Module, chosen: Bools, seed: int, told: _Told) -> Path:
-        """Train a reference and write what it answers, or find that done."""
+    def one(self, fresh: nn.Module, chosen: Bools, seed: int, told: _Told, *, wait: bool) -> Path | None:
+        """Train a reference and write what it answers, or find that done; None if another process is at it."""
         recipe = msgspec.structs.replace(self.recipe, seed=seed)
         path = self.folder / f"reference-{self._digest(fresh, chosen, recipe)}.safetensors"
         if _is_whole(path):
             return path
+        with _claimed(path, told if wait else None) as is_ours:
+            if not is_ours:
+                return None
+            if not _is_whole(path):
+                self._train(path, fresh, chosen, recipe, told)
+        return path
+
+    def _train(self, path: Path, fresh: nn.Module, chosen: Bools, recipe: Checkpoint, told: _Told) -> None:
         model = train_again(
             fresh,
             self.pool[0][chosen],
@@ -269,7 +284,6 @@ class _Work:
             progress=told,
         )
         write_tensors(path, self._answers(model), msgspec.json.encode(recipe).decode())
-        return path
 
     def _answers(self, model: nn.Module) -> dict[str, Tensor]:
         parts = {"pool": self.pool[0], "population": None if self.population is None else self.population[0]}
@@ -299,6 +313,24 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _claimed(path: Path, told: _Told | None) -> Iterator[bool]:
+    """Hold a reference's lock, so that no other process trains it: wait for it with `told`, else say if it is ours."""
+    lock = path.with_suffix(".lock")
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if told is None:
+                yield False
+                return
+            told.waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
+        # Whoever has waited finds the answers; after an interruption the lock file stays and is taken again.
+        lock.unlink(missing_ok=True)
+
+
 def _answer(answers: Callable[[Tensor], Tensor], images: npt.NDArray[np.float32], device: torch.device) -> Tensor:
     batches = torch.split(torch.from_numpy(images), _BATCH)
     with torch.inference_mode():
@@ -322,6 +354,12 @@ class _Told:
         left = each * (total * (self._n_models - self._at) - done)
         whole = f"reference {self._at + 1} of {self._n_models}, {text}, about {_in_words(left)} left"
         self._progress.update(self._at * total + done, self._n_models * total, whole)
+
+    def waiting(self) -> None:
+        """Say that another process trains what is left."""
+        if self._progress is not None:
+            text = f"reference {self._at + 1} of {self._n_models} is trained by another process"
+            self._progress.update(self._at, self._n_models, text)
 
     def finished(self) -> None:
         """Go on to the next reference."""
