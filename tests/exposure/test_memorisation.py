@@ -87,6 +87,7 @@ def test_a_base_that_saw_neither_and_layers_drawn_anew_score_nothing(sets, unsee
     model = layers()
     exposure = found(
         target(fit(model, model.parameters(), sets[0]), sets),
+        epochs=20,
         repeats=3,
         controls=("reinitialised", "unseen-base"),
         control=target(unseen, sets, members=sets[2], nonmembers=None),

@@ -65,14 +65,16 @@ def separation(members: _Floats, nonmembers: _Floats) -> Separation:
 
 
 def memorisation(found: Sequence[Separation]) -> Interval:
-    """Mean and 95 % interval of what was found in each repeat.
+    """Mean and 95 % interval of what was found in each repeat, on a held-out half of the samples.
 
-    The interval adds the variance of the mean over the repeats (Student's t) and that of finitely many samples, which
-    does not shrink with the repeats, since they share their samples.
+    By the law of total variance: that of the mean over repeats for these samples (Student's t), and that of a mean over
+    endless repeats, which is of all the samples, twice as many as one repeat holds out. A single repeat has the
+    variance of its half.
     """
     of_repeats = interval([one.value for one in found])
-    of_samples = _NORMAL_95 * math.sqrt(statistics.fmean(one.error**2 for one in found))
-    half = math.hypot(0.0 if of_repeats.high is None else of_repeats.high - of_repeats.mean, of_samples)
+    variance = statistics.fmean(one.error**2 for one in found) / min(len(found), 2)
+    spread = 0.0 if of_repeats.high is None else of_repeats.high - of_repeats.mean
+    half = math.hypot(spread, _NORMAL_95 * math.sqrt(variance))
     return Interval(mean=of_repeats.mean, low=max(of_repeats.mean - half, -1.0), high=min(of_repeats.mean + half, 1.0))
 
 
