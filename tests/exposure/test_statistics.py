@@ -203,7 +203,7 @@ def test_words_say_how_many_layers_lie_above_0():
     assert ranking.layers == ("layer1", "layer2", "layer0")
     said = statistics.describe(found, statistics.rank(found), ranking)
     assert said == (
-        "memorisation lies above 0 in 2 of 3 layers; highest in `layer1`",
+        "memorisation lies above 0 in 2 of 3 layers; highest in `layer1`; the intervals of 1 others meet its own",
         "memorisation lies above 0 in 0 of 3 layers of a base that never saw the members; 0 are expected",
     )
 

@@ -201,10 +201,11 @@ def _on_memorisation(layers: Sequence[LayerExposure], ranking: Ranking) -> Itera
         known = [one for one in found if one is not None]
         return f"{sum((one.low or 0) > 0 for one in known)} of {len(known)}" if known else None
 
-    yield (
-        f"memorisation lies above 0 in {count([layer.memorisation.measured for layer in layers])} layers; "
-        f"highest in `{ranking.layers[0]}`"
-    )
+    measured = [layer.memorisation.measured for layer in layers]
+    first = max(measured, key=lambda one: one.mean)
+    n_alike = sum((one.high or one.mean) >= (first.low or first.mean) for one in measured) - 1
+    alike = f"; the intervals of {n_alike} others meet its own" if n_alike else ""
+    yield f"memorisation lies above 0 in {count(measured)} layers; highest in `{ranking.layers[0]}`{alike}"
     if anew := count([layer.memorisation.reinitialised for layer in layers]):
         yield f"memorisation lies above 0 in {anew} layers with weights drawn anew; 0 are expected"
     if unseen := count([layer.memorisation.unseen_base for layer in layers]):
