@@ -72,7 +72,8 @@ static void fill(uint32_t *seed, uint8_t *to, uint64_t n, int least)
     }
 }
 
-/* Weights, padding units included; multipliers and biases. */
+/* Weights, padding units included; multipliers and biases: such that sums
+ * overflow and results are clamped, or neither. */
 static void fill_slice(uint32_t *seed, trial *t)
 {
     uint64_t n = cl_packed_units(&t->op, t->slice.first_unit, t->slice.n_units);
@@ -80,9 +81,11 @@ static void fill_slice(uint32_t *seed, trial *t)
     t->data = guard(n * (taps + 12));
     fill(seed, t->data.bytes, n * taps, -127);
     uint8_t *numbers = t->data.bytes + n * taps;
+    uint32_t shift = PICK(seed, 0, 15, 20);
     for (uint64_t u = 0; u < n; u++) {
         cl_store_f32(numbers + 4 * u, (float)(below(seed, 2000)) * 2e-6f);
-        cl_store_u32(numbers + 4 * (n + u), draw(seed));
+        cl_store_u32(numbers + 4 * (n + u),
+                     (uint32_t)(cl_as_i32(draw(seed)) >> shift));
     }
 }
 

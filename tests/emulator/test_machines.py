@@ -3,8 +3,11 @@ import pytest
 from cloister import emulator
 from cloister.boards import load_boards
 from cloister.emulator.build import guest
+from cloister.emulator.machines import Images
 from cloister.emulator.rpi3 import Rpi3
+from cloister.emulator.virt import Virt
 from cloister.enclave.connect import connect
+from cloister.enclave.instructions import VARIABLE
 from cloister.errors import UserError
 
 MACHINES = pytest.mark.parametrize("machine", emulator.MACHINES.values(), ids=emulator.MACHINES)
@@ -14,6 +17,14 @@ MACHINES = pytest.mark.parametrize("machine", emulator.MACHINES.values(), ids=em
 def test_a_machine_is_a_board_with_a_part_of_its_own_in_the_guest(machine):
     assert machine.profile == load_boards()[machine.board]
     assert all(path.is_file() for path in guest(machine.name))
+
+
+@pytest.mark.parametrize(("wanted", "processor"), [("", "cortex-a76"), ("neon", "cortex-a76"), ("i8mm", "max,sve=off")])
+def test_the_processor_has_the_instructions_that_are_asked_for(wanted, processor, monkeypatch, tmp_path):
+    monkeypatch.setenv(VARIABLE, wanted)
+    (tmp_path / "initrd").touch()
+    arguments = Virt().arguments(Images(tmp_path, tmp_path / "kernel", tmp_path / "initrd"), tmp_path)
+    assert arguments[arguments.index("-cpu") + 1] == processor
 
 
 def test_the_lines_of_two_worlds_on_one_console(tmp_path):

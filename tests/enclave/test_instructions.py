@@ -13,7 +13,7 @@ from cloister.errors import EnclaveUnavailable, UserError
 from tests import oracle
 from tests.bundle.sample import images, make_graph, make_sample
 
-EVERY = ("amx", "avx512", "avxvnni", "avx2", "dot", "neon", "plain")
+EVERY = ("amx", "avx512", "avxvnni", "avx2", "i8mm", "dot", "neon", "plain")
 
 
 def here():
@@ -73,7 +73,14 @@ def test_nothing_is_said_where_nothing_was_asked(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "march"), [("neon", "armv8-a"), ("dot!", "armv8.2-a+dotprod"), ("", None), ("avx2", None)]
+    ("wanted", "march"),
+    [
+        ("neon", "armv8-a"),
+        ("dot!", "armv8.2-a+dotprod"),
+        ("i8mm", "armv8.2-a+dotprod+i8mm"),
+        ("", None),
+        ("avx2", None),
+    ],
 )
 def test_sets_of_arm_are_the_compilers_business(wanted, march, monkeypatch):
     ask(monkeypatch, wanted)

@@ -101,6 +101,9 @@ static uint32_t sets_here(void)
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     sets |= CL_SET_DOT;
 #endif
+#if defined(CL_HAS_I8MM)
+    sets |= CL_SET_I8MM;
+#endif
     return sets;
 }
 
@@ -122,6 +125,9 @@ static const struct {
     {&cl_kernel_avx512, CL_SET_AVX512},
     {&cl_kernel_avxvnni, CL_SET_AVXVNNI},
     {&cl_kernel_avx2, CL_SET_AVX2},
+#endif
+#if defined(CL_HAS_I8MM)
+    {&cl_kernel_i8mm, CL_SET_I8MM},
 #endif
 #if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     {&cl_kernel_dot, CL_SET_DOT},

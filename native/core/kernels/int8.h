@@ -54,6 +54,12 @@ typedef struct cl_depthwise_i8 {
     uint8_t *out; /* the slice's first unit of the first position */
 } cl_depthwise_i8;
 
+/* SMMLA, and SDOT for what it is too wide for. */
+#if defined(__aarch64__) && defined(__ARM_FEATURE_MATMUL_INT8) && \
+    defined(__ARM_FEATURE_DOTPROD)
+#define CL_HAS_I8MM
+#endif
+
 /* One way to compute products. */
 typedef struct cl_kernel {
     const char *name;
@@ -70,9 +76,11 @@ const cl_kernel *cl_kernel_at(uint32_t index, uint32_t sets);
 
 bool cl_depthwise_avx512(const cl_depthwise_i8 *d);
 bool cl_depthwise_avx2(const cl_depthwise_i8 *d);
+bool cl_depthwise_neon(const cl_depthwise_i8 *d);
 
 extern const cl_kernel cl_kernel_plain;
-extern const cl_kernel cl_kernel_dot, cl_kernel_neon; /* 64-bit Arm */
+extern const cl_kernel cl_kernel_i8mm, cl_kernel_dot,
+    cl_kernel_neon; /* 64-bit Arm */
 extern const cl_kernel cl_kernel_amx, cl_kernel_avx512, cl_kernel_avxvnni,
     cl_kernel_avx2; /* x86-64 */
 

@@ -53,11 +53,12 @@ CL_INLINE float32x4_t cl_scaled(const cl_product *p, uint32_t unit,
 }
 
 /* Four results as int8 in 32 bits. A NaN gives lo. */
-CL_INLINE int32x4_t cl_quantized(const cl_product *p, float32x4_t value)
+CL_INLINE int32x4_t cl_quantized(float32x4_t value, float lo, float hi,
+                                 int32_t zero)
 {
-    value = vmaxnmq_f32(value, vdupq_n_f32(p->lo));
-    value = vminnmq_f32(value, vdupq_n_f32(p->hi));
-    return vaddq_s32(vcvtnq_s32_f32(value), vdupq_n_s32(p->zero));
+    value = vmaxnmq_f32(value, vdupq_n_f32(lo));
+    value = vminnmq_f32(value, vdupq_n_f32(hi));
+    return vaddq_s32(vcvtnq_s32_f32(value), vdupq_n_s32(zero));
 }
 
 /* As cl_clamp, zeros of either sign included. */
@@ -80,11 +81,18 @@ CL_INLINE void cl_finish_4(const cl_product *p, uint64_t out, uint32_t unit,
         memcpy(p->out + 4 * (out + unit), results, 4 * n);
     } else {
         int32_t results[4];
-        vst1q_s32(results, cl_quantized(p, value));
+        vst1q_s32(results, cl_quantized(value, p->lo, p->hi, p->zero));
         for (uint32_t i = 0; i < n; i++) {
             p->out[out + unit + i] = (uint8_t)results[i];
         }
     }
+}
+
+CL_INLINE int8x16_t cl_narrowed(const int32x4_t *q)
+{
+    int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
+    int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
+    return vcombine_s8(vmovn_s16(low), vmovn_s16(high));
 }
 
 /* Sixteen int8 results of one position. */
@@ -93,13 +101,14 @@ CL_INLINE void cl_finish_16(const cl_product *p, uint64_t out, uint32_t unit,
 {
     int32x4_t q[CL_QUADS];
     for (uint32_t i = 0; i < CL_QUADS; i++) {
-        q[i] = cl_quantized(p, cl_scaled(p, unit + 4 * i, sums[i]));
+        q[i] = cl_quantized(cl_scaled(p, unit + 4 * i, sums[i]), p->lo, p->hi,
+                            p->zero);
     }
-    int16x8_t low = vcombine_s16(vmovn_s32(q[0]), vmovn_s32(q[1]));
-    int16x8_t high = vcombine_s16(vmovn_s32(q[2]), vmovn_s32(q[3]));
-    vst1q_s8((int8_t *)p->out + out + unit,
-             vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+    vst1q_s8((int8_t *)p->out + out + unit, cl_narrowed(q));
 }
+
+/* The sums of n positions and a block, with SDOT. In: n: 1 or CL_TILE_ROWS. */
+void cl_dot_tile(const cl_product *p, const cl_tile *tile, uint32_t n);
 
 /* Take all positions for one block, in tiles of `size` and of one.
  * In: run: adds up n positions of the tile, a constant. */

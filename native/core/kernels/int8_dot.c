@@ -87,6 +87,14 @@ CL_INLINE void run(const cl_product *p, const cl_tile *tile, uint32_t n,
     }
 }
 
+/* A function of its own: inlined, it would share its registers, and sums went
+ * to memory. */
+__attribute__((noinline)) static void run_whole(const cl_product *p,
+                                                const cl_tile *tile)
+{
+    run(p, tile, CL_TILE_ROWS, 0, CL_QUADS);
+}
+
 CL_INLINE void run_tile(const cl_product *p, const cl_tile *tile, uint32_t n)
 {
     if (tile->width == CL_BLOCK) {
@@ -98,18 +106,30 @@ CL_INLINE void run_tile(const cl_product *p, const cl_tile *tile, uint32_t n)
     }
 }
 
+void cl_dot_tile(const cl_product *p, const cl_tile *tile, uint32_t n)
+{
+    if (n < CL_TILE_ROWS) {
+        run_tile(p, tile, 1);
+    } else if (tile->width < CL_BLOCK) {
+        run_tile(p, tile, CL_TILE_ROWS);
+    } else {
+        run_whole(p, tile);
+    }
+}
+
 static void multiply(const cl_product *p)
 {
     for (uint32_t unit = 0; unit < p->n_units; unit += CL_BLOCK) {
         cl_tile tile;
         cl_tile_start(p, &tile, unit);
-        cl_each_tile(p, &tile, CL_TILE_ROWS, run_tile);
+        cl_each_tile(p, &tile, CL_TILE_ROWS, cl_dot_tile);
     }
 }
 
 const cl_kernel cl_kernel_dot = {
     .name = "dot",
     .multiply = multiply,
+    .depthwise = cl_depthwise_neon,
 };
 
 #endif

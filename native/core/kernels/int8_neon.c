@@ -89,6 +89,13 @@ CL_INLINE void add_runs(const cl_product *p, halves (*sums)[CL_QUADS],
     }
 }
 
+/* Modulo 2^32; gcc's vaddq_s32 is a plain addition, which must not overflow. */
+CL_INLINE int32x4_t wrapped_sum(int32x4_t a, int32x4_t b)
+{
+    return vreinterpretq_s32_u32(
+        vaddq_u32(vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(b)));
+}
+
 /* Some quads of a block from `first` on: all four, or one of a narrow block. */
 CL_INLINE void run(const cl_product *p, const cl_tile *tile, uint32_t n,
                    uint32_t first, uint32_t n_quads, uint64_t step)
@@ -105,8 +112,8 @@ CL_INLINE void run(const cl_product *p, const cl_tile *tile, uint32_t n,
     CL_UNROLL for (uint32_t i = 0; i < n; i++) {
         int32x4_t all[CL_QUADS];
         CL_UNROLL for (uint32_t q = 0; q < n_quads; q++) {
-            all[q] = vaddq_s32(vpaddq_s32(sums[i][q].low, sums[i][q].high),
-                               tile->start[first + q]);
+            all[q] = wrapped_sum(vpaddq_s32(sums[i][q].low, sums[i][q].high),
+                                 tile->start[first + q]);
         }
         if (whole) {
             cl_finish_16(p, tile->out[i], tile->unit, all);
@@ -142,6 +149,7 @@ static void multiply(const cl_product *p)
 const cl_kernel cl_kernel_neon = {
     .name = "neon",
     .multiply = multiply,
+    .depthwise = cl_depthwise_neon,
 };
 
 #endif

@@ -12,9 +12,10 @@
 #define CL_SET_AVX512 0x02u
 #define CL_SET_AVXVNNI 0x04u
 #define CL_SET_AVX2 0x08u
-#define CL_SET_DOT 0x10u
-#define CL_SET_NEON 0x20u
-#define CL_ALL_SETS 0x3Fu
+#define CL_SET_I8MM 0x10u
+#define CL_SET_DOT 0x20u
+#define CL_SET_NEON 0x40u
+#define CL_ALL_SETS 0x7Fu
 
 /* Ask the operating system for AMX, once for each thread at least, and before
  * system calls are filtered.

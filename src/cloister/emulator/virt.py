@@ -81,6 +81,8 @@ class Virt(Machine):
     def arguments(self, images: Images, folder: Path) -> list[str]:
         """See `Machine.arguments`."""
         shared = self.profile.shared_bytes
+        # A Cortex-A76 has no SMMLA. With SVE, which `max` would have as well, the machine does not answer.
+        processor = "max,sve=off" if "i8mm" in self.profile.march else "cortex-a76"
         words = f"{_KERNEL_WORDS} initrd={_INITRD_AT:#x},{images.initrd.stat().st_size} cloister.shared={shared}"
         storage = in_option(folder / "storage.img")
         ports = [
@@ -92,7 +94,7 @@ class Virt(Machine):
             )
         ]
         return [
-            *("-machine", "virt,secure=on,gic-version=3", "-cpu", "cortex-a76", "-smp", "1", "-m", "512"),
+            *("-machine", "virt,secure=on,gic-version=3", "-cpu", processor, "-smp", "1", "-m", "512"),
             *("-bios", str(images.firmware / "flash.bin")),
             # Only beside a kernel QEMU takes a command line; the one that runs is among what is loaded.
             *("-kernel", "/dev/null", "-append", words),

@@ -14,10 +14,10 @@ __all__ = ["VARIABLE", "allowed_sets", "arm_march", "best_set"]
 
 VARIABLE = "CLOISTER_INSTRUCTIONS"
 #: Kernels of int8 convolutions, best first; the place of each is its bit in `native/core/kernels/sets.h`.
-_NAMES = ("amx", "avx512", "avxvnni", "avx2", "dot", "neon")
+_NAMES = ("amx", "avx512", "avxvnni", "avx2", "i8mm", "dot", "neon")
 _PLAIN = "plain"
 #: For Arm the compiler decides, by its `-march`.
-_MARCHES = {"dot": "armv8.2-a+dotprod", "neon": "armv8-a"}
+_MARCHES = {"i8mm": "armv8.2-a+dotprod+i8mm", "dot": "armv8.2-a+dotprod", "neon": "armv8-a"}
 _ALL = (1 << len(_NAMES)) - 1
 
 
@@ -29,7 +29,7 @@ def best_set(sets: int = _ALL, *, bits: Literal[8, 32] = 8) -> str:
         bits: 8 for those of int8, 32 for those of float32.
 
     Returns:
-        `amx`, `avx512`, `avxvnni`, `avx2`, `dot`, `neon` or `plain`.
+        `amx`, `avx512`, `avxvnni`, `avx2`, `i8mm`, `dot`, `neon` or `plain`.
 
     Raises:
         EnclaveUnavailable: the interpreter's library is missing.
