@@ -219,7 +219,11 @@ def test_observations_of_some_images_are_theirs():
     assert torch.equal(part.gradients[name], seen.gradients[name][[4, 1]])
 
 
-def test_labels_that_are_no_classes_are_refused():
+def test_images_and_labels_that_do_not_fit_are_refused():
     images, labels = cases.pair(3)
+    device = Device(cases.small()[0], "none")
     with pytest.raises(DataError, match=r"labels in \[0, 4\]"):
-        Device(cases.small()[0], "none").observe((images, labels + 5))
+        device.observe((images, labels + 5))
+    for wrong in ((images[:0], labels[:0]), (images[:2], labels), (images.astype(float), labels), (images[0], labels)):
+        with pytest.raises(DataError, match="expected images"):
+            device.observe(wrong)

@@ -102,6 +102,19 @@ def test_what_is_not_released_is_no_feature(release, components):
     assert set(per_sample(device.view, seen).components) == {"activation", "label"} | components
 
 
+def test_layers_behind_the_inside_need_what_came_out_of_it():
+    """Whoever only has outputs, for example of a session, sees what lies before the inside."""
+    lowered, _ = cases.small()
+    for inside, is_refused in (("3", True), ("last:2", False)):
+        device = Device(lowered, inside)
+        seen = dataclasses.replace(device.observe(cases.pair(4)), values={})
+        if is_refused:
+            with pytest.raises(InputError, match="came out of the inside"):
+                per_sample(device.view, seen)
+        else:
+            assert {"0", "3", "6"} == set(per_sample(device.view, seen).sees["activation"])
+
+
 # --- the attack ---
 
 

@@ -122,21 +122,30 @@ class Device:
                 gradients of the cross entropy back. Batch norms are in evaluation mode.
 
         Raises:
-            DataError: labels that are no classes of the model.
+            DataError: no images, images of another shape or dtype, or labels that are no classes of the model.
         """
+        self._check(pair)
         images, labels = torch.from_numpy(pair[0]), torch.from_numpy(np.asarray(pair[1], np.int64))
-        n_classes = self.view.tensors[self.view.output].shape[-1]
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
-            raise DataError(
-                f"expected labels in [0, {n_classes - 1}], the model's classes, "
-                f"but they lie in [{int(labels.min())}, {int(labels.max())}]"
-            )
         release = "scores" if self.view.output_is_outside else release
         parts = [
             self._observe(images[start : start + _BATCH], labels[start : start + _BATCH], release, training)
             for start in range(0, len(labels), _BATCH)
         ]
         return _joined(parts)
+
+    def _check(self, pair: Pair) -> None:
+        images, labels = pair
+        shape, n_classes = self.view.tensors[self.view.input].shape, self.view.tensors[self.view.output].shape[-1]
+        if images.dtype != np.float32 or images.shape[1:] != shape or len(images) != len(labels) or not len(images):
+            raise DataError(
+                f"expected images float32 (N, {', '.join(map(str, shape))}) with N labels, N at least 1, "
+                f"but got {images.dtype} {images.shape} with {len(labels)}"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < n_classes:
+            raise DataError(
+                f"expected labels in [0, {n_classes - 1}], the model's classes, but they lie in [{low}, {high}]"
+            )
 
     def _observe(self, images: Tensor, labels: Tensor, release: Release, training: bool) -> Observations:
         entries: dict[str, list[Tensor]] = {}

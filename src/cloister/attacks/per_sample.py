@@ -24,6 +24,7 @@ from cloister.attacks.observations import Observations
 from cloister.attacks.surrogate import Surrogate
 from cloister.attacks.view import Inside, View
 from cloister.bundle.manifest import Step
+from cloister.errors import InputError
 from cloister.progress import Progress
 
 __all__ = ["Features", "Gradients", "known_gradients", "per_sample", "per_sample_gradients", "summarize_gradient"]
@@ -76,7 +77,12 @@ def per_sample(
         gradients: how they are told.
         chunk: images at a time: memory for so many gradients of the visible model.
         progress: told after each chunk.
+
+    Raises:
+        InputError: nobody looked at what came out of the inside, but there are layers behind it, and no surrogate.
     """
+    if surrogate is None:
+        _check_came_out(view, seen)
     known = known_gradients(view, seen, surrogate)
     rows: dict[str, list[Tensor]] = {}
     names: dict[str, tuple[str, ...]] = {}
@@ -87,6 +93,18 @@ def per_sample(
         if progress is not None:
             progress.update(start + len(part), len(seen), "per-sample features")
     return Features(components={name: torch.cat(parts) for name, parts in rows.items()}, sees=names)
+
+
+def _check_came_out(view: View, seen: Observations) -> None:
+    made_inside = {name for step in view.steps if step.world == "inside" for name in step.outputs}
+    read = {name for step in view.steps if step.world != "inside" for name in step.inputs}
+    missing = sorted(made_inside & read - set(seen.values))
+    if missing:
+        raise InputError(
+            f"expected what came out of the inside, {', '.join(f'`{name}`' for name in missing)}, since layers outside "
+            "read it, but it was not observed",
+            "observe it, or let a surrogate stand for the inside",
+        )
 
 
 def _chunks(seen: Observations, size: int) -> Iterator[tuple[int, Observations]]:
@@ -231,7 +249,7 @@ def _loss_of_one(view: View, fixed: dict[str, Tensor], surrogate: Surrogate | No
 
 
 def _came_out(view: View, name: str, values: dict[str, Tensor], like: Tensor) -> Tensor:
-    """What the inside gave; zeros where nobody looked, which nothing is computed of that would be used."""
+    """What the inside gave; zeros where nobody looked, since then nothing outside reads it."""
     return values[name][None] if name in values else like.new_zeros(1, *view.tensors[name].shape)
 
 
@@ -255,7 +273,7 @@ def summarize_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
         six shares of output units in the square of the norm, and the entropies of these and of the inputs' shares.
     """
     matrix = gradient.reshape(len(gradient), len(weight), -1)  # (N, O, I)
-    squares = matrix.square()
+    squares = matrix * matrix
     by_unit, by_input = squares.sum(2), squares.sum(1)
     greatest = squares.flatten(1).amax(1, keepdim=True).sqrt()
     total = by_unit.sum(1, keepdim=True)
@@ -278,22 +296,21 @@ def summarize_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _entropy(shares: Tensor) -> Tensor:
-    found: Tensor = torch.special.entr(shares)
-    return found.sum(1, keepdim=True)
+    return -(shares * (shares + _TINY).log()).sum(1, keepdim=True)
 
 
 def _moments(values: Tensor) -> Tensor:
-    """(N, ...) as (N, 7): mean, deviation, skewness, kurtosis, largest, log of the root mean square, share above 0."""
+    """(N, ...) as (N, 7): mean, deviation, skewness, kurtosis, largest, log of the root mean square, mean sign."""
     flat = values.flatten(1)
     mean = flat.mean(1, keepdim=True)
     centred = flat - mean
-    squares = centred.square()
+    squares = centred * centred
     deviation = squares.mean(1, keepdim=True).sqrt()
     third, fourth = ((squares * other).mean(1, keepdim=True) for other in (centred, squares))
     columns = [
         *(mean, deviation, third / (deviation**3 + _TINY), fourth / (deviation**4 + _TINY)),
         *(flat.amax(1, keepdim=True), ((mean.square() + deviation.square()).sqrt() + _TINY).log()),
-        (flat > 0).sum(1, keepdim=True) / flat.shape[1],
+        flat.sign().mean(1, keepdim=True),
     ]
     return torch.cat(columns, 1)
 
