@@ -51,6 +51,9 @@ def test_tables_say_what_was_found_beside_the_paper(call, asked, monkeypatch):
     ]  # fmt: skip
     row = next(line for line in outcome.out.splitlines() if line.startswith("classifier.2"))
     assert "undefined" in row
+    at = outcome.out.index("Memorisation of VGG-7 on mnist")
+    row = next(line for line in outcome.out[at:].splitlines() if line.startswith("features.12"))
+    assert row.split() == ["features.12", "9,248", "0.16", "±0.00", "-0.01", "0.02"]
     for text in (
         "Widths reversed on mnist",
         "the last convolution has 0.63",

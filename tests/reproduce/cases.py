@@ -51,7 +51,11 @@ def layers(values, *, p=1.0, anew=None, unseen=None):
             measured=comparison(value, p), curve=(Point(epoch=1, comparison=comparison(value, p)),),
             equal_steps=comparison(value, p),
             reinitialised=comparison(a, p) if anew else None, unseen_base=comparison(u, p) if unseen else None,
-            memorisation=Memorisation(measured=single(value or 0.0), reinitialised=None, unseen_base=None),
+            memorisation=Memorisation(
+                measured=single((value or 0.0) / 4),
+                reinitialised=single(-0.01) if anew else None,
+                unseen_base=single(0.02) if unseen else None,
+            ),
         )
         for depth, (name, size, value, a, u) in enumerate(
             zip(NAMES, SIZES, values, anew or none, unseen or none, strict=True)

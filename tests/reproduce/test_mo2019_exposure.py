@@ -152,6 +152,9 @@ def test_seed_by_seed_all_data_sets(made_up, data):
     last = document.sets[0].layers[5].measured.by_loss.exposure
     assert last.mean == pytest.approx(0.635)
     assert document.sets[0].bases[1].exposures[5] == pytest.approx(0.64)
+    assert document.sets[0].bases[1].memorisations[5] == pytest.approx(0.16)
+    assert document.sets[0].memorisation_ranking.layers[0] == "features.12"
+    assert document.memorisation_agreement[0].correlation.rho == pytest.approx(1)
 
 
 def test_warnings_say_where_and_leave_out_that_of_single_repeats(made_up, data):

@@ -15,7 +15,7 @@ from cloister.outputs import check_output, write_whole
 from cloister.reproduce.mo2019_paper import LAST_CONVOLUTION, PAPER
 
 if TYPE_CHECKING:
-    from cloister.exposure.document import Comparison, LayerExposure, Reading
+    from cloister.exposure.document import Comparison, Interval, LayerExposure, Memorisation, Reading
     from cloister.reproduce.mo2019_exposure import Base, ExposureDocument, SetExposure
     from cloister.reproduce.mo2019_paper import Correlation, Statement
 
@@ -138,6 +138,12 @@ def _show(document: ExposureDocument) -> None:
         "steps: M_r after as many steps as M_p; anew: the layer's weights drawn anew before; unseen: in a base that "
         "never saw the members"
     )
+    for one in document.sets:
+        _show_memorisation(one)
+    ui.say(
+        "memorisation: 2 AUC - 1 of what members and non-members lose with the layer, with its 95 % interval over "
+        "seeds; the paper does not have it"
+    )
     for one in document.reversed:
         _show_reversed(one, next(own for own in document.sets if own.data == one.data))
     rows = [(statement.claim, statement.data or "all", *_verdict(statement)) for statement in document.statements]
@@ -150,6 +156,27 @@ def _show_set(one: SetExposure) -> None:
     columns += ["accuracy", "steps", "anew", "unseen"]
     title = f"Exposure of VGG-7 on {one.data}, {one.epochs} epochs, {_seeds(len(one.bases))}"
     ui.table(title, columns, [_cells(one.data, layer) for layer in one.layers], right=",".join(columns[1:]))
+
+
+def _show_memorisation(one: SetExposure) -> None:
+    columns = ["layer", "parameters", "memorisation", "95 %", "anew", "unseen"]
+    rows = [
+        (
+            layer.name,
+            ui.number(layer.n_parameters),
+            f"{(found := layer.memorisation).measured.mean:.2f}",
+            "" if found.measured.low is None else f"±{found.measured.mean - found.measured.low:.2f}",
+            *("left out" if control is None else f"{control.mean:.2f}" for control in _controls(found)),
+        )
+        for layer in one.layers
+    ]
+    ui.table(
+        f"Memorisation of VGG-7 on {one.data}, {_seeds(len(one.bases))}", columns, rows, right=",".join(columns[1:])
+    )
+
+
+def _controls(found: Memorisation) -> tuple[Interval | None, Interval | None]:
+    return found.reinitialised, found.unseen_base
 
 
 def _seeds(n: int) -> str:
@@ -175,13 +202,17 @@ def _cells(data: str, layer: LayerExposure) -> tuple[str, ...]:
 
 
 def _show_reversed(one: SetExposure, straight: SetExposure) -> None:
-    columns = ["layer", "parameters", "exposure", "parameters ", "exposure "]
+    columns = ["layer", "parameters", "exposure", "memorisation", "parameters ", "exposure ", "memorisation "]
     rows = [
-        (a.name, ui.number(b.n_parameters), _value(b.measured), ui.number(a.n_parameters), _value(a.measured))
+        (a.name, *(cell for layer in (b, a) for cell in _brief(layer)))
         for a, b in zip(straight.layers, one.layers, strict=True)
     ]
     title = f"Widths reversed on {one.data}, {_seeds(len(one.bases))}; then the paper's"
     ui.table(title, columns, rows, right=",".join(columns[1:]))
+
+
+def _brief(layer: LayerExposure) -> tuple[str, ...]:
+    return ui.number(layer.n_parameters), _value(layer.measured), f"{layer.memorisation.measured.mean:.2f}"
 
 
 def _value(comparison: Comparison | None, *, by: str = "by_loss") -> str:
@@ -212,6 +243,8 @@ def _fields(document: ExposureDocument) -> Iterator[tuple[str, str]]:
         yield from ((f"{one.data}, finding", text) for text in one.findings)
     for pair in document.agreement:
         yield f"{pair.one}, {pair.other}", f"rank correlation {_correlation(pair.correlation)}"
+    for pair in document.memorisation_agreement:
+        yield f"{pair.one}, {pair.other}, memorisation", f"rank correlation {_correlation(pair.correlation)}"
     for one in document.reversed:
         yield from ((f"{one.data}, reversed", text) for text in one.findings)
     yield from (("warning", text) for text in document.warnings)

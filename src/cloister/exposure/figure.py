@@ -12,7 +12,7 @@ from cloister.exposure.document import Comparison, Exposure, Interval, LayerExpo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_figure", "draw", "draw_layers"]
+__all__ = ["check_figure", "draw", "draw_layers", "draw_memorisation"]
 
 _BAR, _STEPS = "#9dbfe3", "black"
 _ANEW = ("weights drawn anew", "x", "#c06000")
@@ -36,7 +36,7 @@ def draw(document: Exposure) -> bytes:
     figure = Figure((max(6.0, 2 + _INCHES_PER_LAYER * len(layers)), 7.0), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
     draw_layers(above, layers)
-    _panel(below, "memorisation", layers, _memorisations(layers))
+    draw_memorisation(below, layers)
     for axes in (above, below):
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
@@ -50,6 +50,11 @@ def draw(document: Exposure) -> bytes:
 def draw_layers(axes: Axes, layers: Sequence[LayerExposure]) -> None:
     """Draw the exposures of layers into axes of matplotlib: bars, and marks of the controls."""
     _panel(axes, "exposure", layers, _exposures(layers))
+
+
+def draw_memorisation(axes: Axes, layers: Sequence[LayerExposure]) -> None:
+    """Draw what layers memorise, likewise."""
+    _panel(axes, "memorisation", layers, _memorisations(layers))
 
 
 #: A label, a marker and a colour, and a value for each layer or None; the first is drawn as bars.

@@ -64,6 +64,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
         trained_on_s: loss and accuracy on S and T, A in the paper.
         unseen: those of the base that was trained on U; None if the controls were left out.
         exposures: of its layers, in their order; None where undefined.
+        memorisations: likewise; never undefined.
         seconds: of its training and of all fine-tunings; training on U is not in it.
     """
 
@@ -71,6 +72,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     trained_on_s: Reading
     unseen: Reading | None
     exposures: tuple[float | None, ...]
+    memorisations: tuple[float, ...]
     seconds: float
 
 
@@ -84,7 +86,8 @@ class SetExposure(msgspec.Struct, frozen=True, kw_only=True):
         bases: one for each seed.
         layers: where `measure` has repeats, these have seeds: intervals hold the noise of training and of the choice of
             S and T, too. Undefined in one seed is undefined. Controls are of the first seeds only.
-        ranking: of the layers.
+        ranking: of the layers by exposure.
+        memorisation_ranking: by memorisation, which the paper does not have.
         described_order: of the convolutions, with that of the paper's words: rising from the first to the last; None
             with reversed widths.
         described_order_with_dense: the same with the dense layer just below the last convolution; the paper says no
@@ -98,6 +101,7 @@ class SetExposure(msgspec.Struct, frozen=True, kw_only=True):
     bases: tuple[Base, ...]
     layers: tuple[LayerExposure, ...]
     ranking: Ranking
+    memorisation_ranking: Ranking
     described_order: Correlation | None
     described_order_with_dense: Correlation | None
     findings: tuple[str, ...]
@@ -118,7 +122,8 @@ class ExposureDocument(msgspec.Struct, frozen=True, kw_only=True):
         precision: `float32` or `bfloat16` arithmetic.
         sets: the data sets.
         reversed: the network with reversed widths, one seed.
-        agreement: between each two data sets.
+        agreement: between each two data sets, of exposure.
+        memorisation_agreement: likewise of memorisation.
         statements: the paper's, and whether they hold here.
         warnings: what makes the figures less sure.
         seconds: of trainings and fine-tunings, also of those done before an interruption.
@@ -136,6 +141,7 @@ class ExposureDocument(msgspec.Struct, frozen=True, kw_only=True):
     sets: tuple[SetExposure, ...]
     reversed: tuple[SetExposure, ...]
     agreement: tuple[SetPair, ...]
+    memorisation_agreement: tuple[SetPair, ...]
     statements: tuple[Statement, ...]
     warnings: tuple[str, ...]
     seconds: float
@@ -379,7 +385,7 @@ def _pooled(data: str, widths: Widths, measured: Sequence[_Measured]) -> SetExpo
     exposures = [one.exposure for one in measured]
     layers = layers_over_seeds(exposures)
     controlled = [one for one in exposures if one.unseen_base is not None]
-    ranking = statistics.rank(layers)
+    ranking, by_memorisation = statistics.rank(layers), statistics.rank(layers, statistics.memorisation_of)
     values = {layer.name: _mean(layer) for layer in layers}
     is_paper = widths == "paper"
     return SetExposure(
@@ -389,9 +395,10 @@ def _pooled(data: str, widths: Widths, measured: Sequence[_Measured]) -> SetExpo
         bases=tuple(_base(one) for one in measured),
         layers=layers,
         ranking=ranking,
+        memorisation_ranking=by_memorisation,
         described_order=with_described_order(values) if is_paper else None,
         described_order_with_dense=with_described_order(values, with_dense=True) if is_paper else None,
-        findings=statistics.describe(layers_over_seeds(controlled) if controlled else layers, ranking),
+        findings=statistics.describe(layers_over_seeds(controlled) if controlled else layers, ranking, by_memorisation),
     )
 
 
@@ -402,6 +409,7 @@ def _base(measured: _Measured) -> Base:
         trained_on_s=found.base,
         unseen=found.unseen_base,
         exposures=tuple(_mean(layer) for layer in found.layers),
+        memorisations=tuple(layer.memorisation.measured.mean for layer in found.layers),
         seconds=measured.training.seconds + found.seconds,
     )
 
@@ -433,6 +441,9 @@ def _document(
         sets=tuple(sets),
         reversed=tuple(one for one in found if one.widths == "reversed"),
         agreement=pairs,
+        memorisation_agreement=agreement(
+            {data: {one.name: one.memorisation.measured.mean for one in own} for data, own in layers.items()}
+        ),
         statements=judge(layers, seeds, pairs),
         warnings=tuple(_warnings(done)),
         seconds=sum(base.seconds for one in found for base in one.bases),
