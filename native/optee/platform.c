@@ -40,6 +40,11 @@ bool cl_platform_beside(void)
     return false;
 }
 
+bool cl_platform_beside_now(void)
+{
+    return false;
+}
+
 void cl_platform_give(cl_job *job)
 {
     job->run(job, false);

@@ -119,6 +119,11 @@ void cl_beside_open(void)
 
 bool cl_platform_beside(void)
 {
+    return beside.there;
+}
+
+bool cl_platform_beside_now(void)
+{
     return beside.there && (beside.rest_until_ns == 0 ||
                             cl_platform_now_ns() > beside.rest_until_ns);
 }

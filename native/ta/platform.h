@@ -52,6 +52,10 @@ typedef struct cl_job {
 /* Returns: whether there is a second thread. It does not run without jobs. */
 bool cl_platform_beside(void);
 
+/* Returns: whether it is there and does not rest: it does for a while when
+ * others took its processor away. */
+bool cl_platform_beside_now(void);
+
 /* Give a job; jobs are begun in the order in which they are given.
  * In/Out: job: stays where it is until it is finished. At most CL_MOST_JOBS
  *         may be given and not finished. */

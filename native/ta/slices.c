@@ -151,7 +151,7 @@ static TEE_Result enter_place(cl_session *session, uint32_t index)
         session->next = index + 1;
     }
     session->current = (session->current + 1) % session->n_places;
-    if (cl_platform_beside()) {
+    if (cl_platform_beside_now()) {
         open_ahead(session);
     }
     if (given) {

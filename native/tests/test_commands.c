@@ -7,9 +7,12 @@
  */
 #define _GNU_SOURCE
 #include "../../vectors/sealed.h"
+#include "beside.h"
 #include "bytes.h"
 #include "commands.h"
 #include "device.h"
+#include "platform.h"
+#include "session.h"
 
 #define N TEE_PARAM_TYPE_NONE
 #define I TEE_PARAM_TYPE_MEMREF_INPUT
@@ -624,6 +627,45 @@ static void test_open_forgets_an_unfinished_run(void)
     }
 }
 
+/* ---- The second thread ------------------------------------------------- */
+
+/* So long on the second thread that the first one waits in vain for a while. */
+static void run_slowly(cl_job *job, bool beside)
+{
+    (void)job;
+    if (beside) {
+        usleep(5000);
+    }
+}
+
+/* Returns: false if there is no second thread. */
+static bool make_it_rest(void)
+{
+    cl_job job = {.run = run_slowly};
+    while (cl_platform_beside_now()) {
+        cl_platform_give(&job);
+        usleep(1000); /* for it to begin the job */
+        cl_platform_finish(&job);
+    }
+    return cl_platform_beside();
+}
+
+/* It is back for the runs that follow, and needs the key then. */
+static void test_load_while_it_rests(void)
+{
+    const cl_session *loaded = session;
+    if (!make_it_rest()) {
+        return;
+    }
+    load_streamed();
+    while (cl_platform_beside_now()) { /* it took too long */
+        (void)make_it_rest();
+        load_streamed();
+    }
+    CHECK_EQ(loaded->opener.suite, v - suites + 1);
+    CHECK_EQ(loaded->beside.suite, loaded->opener.suite);
+}
+
 /* ---- All of it, under one suite ---------------------------------------- */
 
 static void test_suite(const struct vectors *vectors)
@@ -652,6 +694,7 @@ static void test_suite(const struct vectors *vectors)
     test_open_changed();
     test_open_refuses();
     test_open_forgets_an_unfinished_run();
+    test_load_while_it_rests();
 }
 
 int main(void)
@@ -659,6 +702,7 @@ int main(void)
     TEE_Param none[4];
     memset(none, 0, sizeof none);
     start_platform(1 << 16);
+    cl_beside_open();
     put_device_key(sealed_private_key, sealed_public_key, 0600);
     CHECK_EQ(TA_CreateEntryPoint(), TEE_SUCCESS);
     CHECK_EQ(TA_OpenSessionEntryPoint(1, none, &session),
