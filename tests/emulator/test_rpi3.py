@@ -135,6 +135,16 @@ def install_search(machine, tmp_path):
     return f"/bin/search-memory {OPTEE_AT:#x} {OPTEE_BYTES}"
 
 
+class Said:
+    """Progress that keeps what it is told: why a saved state was of no use."""
+
+    def __init__(self):
+        self.texts = []
+
+    def update(self, done, total, text):
+        self.texts.append(text)
+
+
 def test_the_key_in_the_storage_survives_down_and_up_and_a_kill(machine):
     first = key()
     emulator.down("rpi3")
@@ -146,11 +156,13 @@ def test_the_key_in_the_storage_survives_down_and_up_and_a_kill(machine):
     # It is the storage that keeps it: without that there is another key.
     emulator.down("rpi3")
     (machine.folder / "storage.img").unlink()
-    assert not emulator.up("rpi3").start.restored
+    start = emulator.up("rpi3").start
+    assert (start.restored, start.unsaved) == (False, "")
     other = key()
     assert other != first
     emulator.down("rpi3")
-    assert emulator.up("rpi3").start.restored
+    said = Said()
+    assert emulator.up("rpi3", progress=said).start.restored, said.texts
     assert key() == other
 
 

@@ -152,7 +152,8 @@ def _restore(instance: Instance, arguments: list[str], saved: Path, tell: Callab
         return True
     except _StorageError:
         raise
-    except (EnclaveError, OSError):
+    except (EnclaveError, OSError) as error:
+        tell(f"the saved state does not work: {error}")
         instance.kill()
         return False
 
