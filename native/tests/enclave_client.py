@@ -101,7 +101,7 @@ class Bundle:
 class Enclave:
     """A started cloister-enclave and the memory shared with it."""
 
-    def __init__(self, binary, state, *, payload=1 << 20, store=b"", heap=1 << 20, bell=4096):
+    def __init__(self, binary, state, *, payload=1 << 20, store=b"", heap=1 << 20, bell=4096, bell_state=0):
         """Start the process."""
         self.payload_fd = os.memfd_create("payload")
         os.ftruncate(self.payload_fd, payload)
@@ -110,6 +110,7 @@ class Enclave:
         self.store_file.flush()
         self.bell_fd = os.memfd_create("bell")
         os.ftruncate(self.bell_fd, bell)
+        os.pwrite(self.bell_fd, words(bell_state), 0)
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         fds = (theirs.fileno(), self.payload_fd, self.store_file.fileno(), self.bell_fd)
         self.process = subprocess.Popen(

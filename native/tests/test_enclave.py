@@ -214,6 +214,17 @@ def check_bell(binary: str) -> None:
     assert code == 3 and "malformed" in said, (code, said)
 
 
+def check_sleeper_heeds_the_socket_alone(binary: str) -> None:
+    """What is asked by the bell while the process sleeps is not answered twice: it waits for the socket."""
+    enclave = Enclave(binary, state_folder(), bell_state=2)
+    time.sleep(0.3)  # one that looks takes what is there for a request
+    assert enclave.process.poll() is None and os.pread(enclave.bell_fd, 4, 0) == words(2)
+    for sequence in (1, 2):
+        answer = enclave.exchange_by_bell(b"CLRQ" + words(sequence, 99, 0) + bytes(96))
+        assert answer == b"CLRS" + words(sequence, 0xFFFF0009, 0) + bytes(32), answer
+    assert enclave.end() == (0, "")
+
+
 def check_wild_bell(binary: str, seed: int, rounds: int) -> None:
     """Whatever a client does to the bell: the process answers, waits for the socket, or ends; it never crashes."""
     rng = random.Random(seed)
@@ -307,6 +318,7 @@ def main() -> None:
     check_refused_starts(binary)
     check_bad_parameters(binary)
     check_bell(binary)
+    check_sleeper_heeds_the_socket_alone(binary)
     check_wild_frames(binary, seed, rounds)
     check_wild_bell(binary, seed, rounds // 4)
 
